@@ -1,0 +1,58 @@
+"""What adapters built on a table have in common.
+
+An adapter's table has one row per layer: a forward function in the framework's own terms, called as
+row(*inputs, **parameters, **options) with the layer's arguments in order and its options by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradproof.layer import Layer, Options
+from gradproof.network import Node
+
+Row = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Marks a row that is put together from primitives, because the framework has no function for the layer."""
+
+    row: Row
+
+    def __call__(self, *arrays: Any, **options: Any) -> Any:
+        return self.row(*arrays, **options)
+
+
+class TableAdapter:
+    """Which layers a table has, and how a node is called.
+
+    A subclass sets `name`, `rows`, `dtypes` (the dtypes it can run in) and `cast` for its own arrays.
+    """
+
+    name: str
+    rows: Mapping[str, Row]
+    dtypes: tuple[str, ...] = ("float64", "float32")
+
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+        return layer.name in self.rows and dtype in self.dtypes
+
+    def origin(self, layer: Layer) -> str:
+        """ "native", "composed", or the reason why the layer cannot be run."""
+        if layer.name not in self.rows:
+            return "no row in the adapter's table"
+        return "composed" if isinstance(self.rows[layer.name], Composed) else "native"
+
+    def call(self, node: Node, known: Mapping[str, Any]) -> Any:
+        """The node's output, given the arrays computed so far."""
+        inputs = [known[source] for source in node.inputs]
+        parameters = {slot: known[name] for slot, name in node.parameters}
+        return self.rows[node.layer.name](*inputs, **parameters, **node.keywords)
+
+
+def is_floating(value: np.ndarray) -> bool:
+    return not np.issubdtype(value.dtype, np.integer)

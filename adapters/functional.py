@@ -1,0 +1,55 @@
+"""The walk for frameworks that differentiate functions.
+
+A zero "tap" is added to every node's output; the gradient with respect to a tap is the node's cotangent.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gradproof.adapter import Forward
+from gradproof.adapters.base import TableAdapter, is_floating
+from gradproof.network import Network, Node
+
+Arrays = Mapping[str, Any]
+
+
+class FunctionalAdapter(TableAdapter):
+    """A subclass gives the table, how one node runs, and the framework's vjp."""
+
+    @abstractmethod
+    def run_node(self, node: Node, known: Arrays, tap: Any) -> Any:
+        """The node's output plus the tap."""
+
+    @abstractmethod
+    def vjp(self, function: Callable[..., Any], *arguments: Any) -> tuple[Arrays, Any]:
+        """Run function(*arguments), which returns (output, all outputs).
+
+        Returns all outputs as NumPy arrays, and the pullback from an output's cotangent to the arguments'.
+        """
+
+    @abstractmethod
+    def pull_back(self, pullback: Any, cotangent: np.ndarray) -> tuple[Arrays, Arrays]:
+        """Apply the pullback; the gradients come as NumPy arrays."""
+
+    def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
+        floating = {name: value.astype(dtype) for name, value in values.items() if is_floating(value)}
+        indices = {name: value for name, value in values.items() if not is_floating(value)}
+        taps = {node.name: np.zeros(network.shapes[node.name], dtype) for node in network.nodes}
+
+        def run(floating: Arrays, taps: Arrays) -> tuple[Any, Arrays]:
+            known = {**floating, **indices}
+            for node in network.nodes:
+                known[node.name] = self.run_node(node, known, taps[node.name])
+            return known[network.output], {node.name: known[node.name] for node in network.nodes}
+
+        outputs, pullback = self.vjp(run, floating, taps)
+        return Forward(outputs, pullback)
+
+    def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+        values, taps = self.pull_back(forward.tape, cotangent)
+        return {**values, **taps}

@@ -1,0 +1,131 @@
+"""JAX grad, each layer jitted by itself so that networks share compilations.
+
+JAX compiles once per layer, options, shapes and dtype; the compilations are kept in a per-user cache
+directory between processes. GRADPROOF_JAX_CACHE names another directory, or "off".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import platformdirs
+from jax.scipy.special import xlog1py, xlogy
+
+from gradproof.adapters.base import Composed, Row
+from gradproof.adapters.functional import Arrays, FunctionalAdapter
+from gradproof.layer import Options
+from gradproof.network import Node
+
+CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
+
+REDUCTIONS: dict[str, Row] = {"none": lambda loss: loss, "mean": jnp.mean, "sum": jnp.sum}
+
+
+def _reduced(loss: Row) -> Row:
+    """optax's losses are unreduced."""
+    return lambda x, target, reduction: REDUCTIONS[reduction](loss(x, target))
+
+
+def _layer_norm(x: Any, weight: Any = None, bias: Any = None, *, axes: int, eps: float) -> Any:
+    # "stable" is the two-pass variance of the definition; the default "fast" one cancels.
+    normalized = jax.nn.standardize(x, tuple(range(-axes, 0)), epsilon=eps, algorithm="stable")
+    return normalized if weight is None else normalized * weight + bias
+
+
+def _cross_entropy(x: Any, target: Any, *, targets: str, reduction: str) -> Any:
+    by_class = optax.softmax_cross_entropy_with_integer_labels
+    return REDUCTIONS[reduction]((by_class if targets == "classes" else optax.softmax_cross_entropy)(x, target))
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    out = x @ weight.T
+    return out if bias is None else out + bias
+
+
+ROWS: dict[str, Row] = {
+    "identity": jax.nn.identity,
+    "relu": jax.nn.relu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "elu": jax.nn.elu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "linear": Composed(_linear),
+    "add": jnp.add,
+    "subtract": jnp.subtract,
+    "multiply": jnp.multiply,
+    "concatenate": lambda *xs, axis: jnp.concatenate(xs, axis=axis),
+    "reshape": jnp.reshape,
+    "flatten": lambda x: jnp.reshape(x, (x.shape[0], -1)),
+    "softmax": jax.nn.softmax,
+    "log_softmax": jax.nn.log_softmax,
+    "layer_norm": _layer_norm,
+    "mse": _reduced(optax.squared_error),
+    "half_squared_error": _reduced(optax.l2_loss),
+    "mae": Composed(_reduced(lambda x, target: jnp.abs(x - target))),
+    "bce": Composed(_reduced(lambda x, target: -xlogy(target, x) - xlog1py(1.0 - target, -x))),
+    "bce_with_logits": _reduced(optax.sigmoid_binary_cross_entropy),
+    "cross_entropy": _cross_entropy,
+}
+
+
+class JaxAdapter(FunctionalAdapter):
+    """Gradients as `jax.vjp` gives them.
+
+    jit: "layer" compiles each layer by itself and lets JAX differentiate their composition;
+        "network" compiles the whole network's forward pass, anew for every network.
+    """
+
+    name = "jax"
+    rows = ROWS
+
+    def __init__(self, jit: Literal["layer", "network"] = "layer") -> None:
+        self._jit = jit
+        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_default_matmul_precision", "highest")
+        directory = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("gradproof/jax")
+        if directory != "off":
+            jax.config.update("jax_compilation_cache_dir", directory)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+    def version(self) -> str:
+        return str(jax.__version__)
+
+    def run_node(self, node: Node, known: Arrays, tap: Any) -> Any:
+        inputs = [known[source] for source in node.inputs]
+        parameters = {slot: known[name] for slot, name in node.parameters}
+        if self._jit == "network":
+            return self.rows[node.layer.name](*inputs, **parameters, **node.keywords) + tap
+        return _compiled(self.rows[node.layer.name], tuple(node.keywords.items()))(tap, inputs, parameters)
+
+    def vjp(self, function: Callable[..., Any], *arguments: Any) -> tuple[Arrays, Any]:
+        run = jax.jit(function) if self._jit == "network" else function
+        output, pullback, outputs = jax.vjp(run, *arguments, has_aux=True)
+        return jax.device_get(outputs), (pullback, output.dtype)
+
+    def pull_back(self, pullback: Any, cotangent: np.ndarray) -> tuple[Arrays, Arrays]:
+        pull, dtype = pullback
+        gradients: tuple[Arrays, Arrays] = jax.device_get(pull(jnp.asarray(cotangent, dtype)))
+        return gradients
+
+
+@lru_cache(maxsize=None)
+def _compiled(row: Row, keywords: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """One compiled function per row and options, shared by every network."""
+    options: Options = dict(keywords)
+
+    def run(tap: Any, inputs: list[Any], parameters: Mapping[str, Any]) -> Any:
+        return row(*inputs, **parameters, **options) + tap
+
+    return jax.jit(run)

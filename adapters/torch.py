@@ -1,0 +1,80 @@
+"""PyTorch autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gradproof.adapters.base import Composed, Row, is_floating
+from gradproof.adapters.tape import TapeAdapter
+
+
+def _layer_norm(x: Any, weight: Any = None, bias: Any = None, *, axes: int, eps: float) -> Any:
+    return F.layer_norm(x, x.shape[-axes:], weight, bias, eps)
+
+
+def _cross_entropy(x: Any, target: Any, *, targets: str, reduction: str) -> Any:
+    """torch keeps the classes on axis 1 of a batch, gradproof on the last axis."""
+    if x.ndim > 2:
+        x = x.movedim(-1, 1)
+        target = target.movedim(-1, 1) if targets == "probabilities" else target
+    return F.cross_entropy(x, target, reduction=reduction)
+
+
+ROWS: dict[str, Row] = {
+    "identity": torch.nn.Identity(),
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "linear": F.linear,
+    "add": torch.add,
+    "subtract": torch.sub,
+    "multiply": torch.mul,
+    "concatenate": lambda *xs, axis: torch.cat(xs, dim=axis),
+    "reshape": torch.reshape,
+    "flatten": lambda x: torch.flatten(x, start_dim=1) if x.ndim > 1 else x.unflatten(0, (-1, 1)),
+    "softmax": lambda x, axis: F.softmax(x, dim=axis),
+    "log_softmax": lambda x, axis: F.log_softmax(x, dim=axis),
+    "layer_norm": _layer_norm,
+    "mse": F.mse_loss,
+    "half_squared_error": Composed(lambda x, target, reduction: 0.5 * F.mse_loss(x, target, reduction=reduction)),
+    "mae": F.l1_loss,
+    "bce": F.binary_cross_entropy,
+    "bce_with_logits": F.binary_cross_entropy_with_logits,
+    "cross_entropy": _cross_entropy,
+}
+
+
+class TorchAdapter(TapeAdapter):
+    """Gradients as `torch.autograd.grad` gives them, on the CPU."""
+
+    name = "torch"
+    rows = ROWS
+
+    def version(self) -> str:
+        return str(torch.__version__)
+
+    def tensor(self, value: np.ndarray, dtype: str) -> torch.Tensor:
+        if not is_floating(value):
+            return torch.tensor(value)
+        return torch.tensor(value, dtype=getattr(torch, dtype), requires_grad=True)
+
+    def array(self, tensor: torch.Tensor) -> np.ndarray:
+        return np.asarray(tensor.detach().numpy())
+
+    def alias(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view_as(tensor)
+
+    def gradients(self, output: Any, cotangent: np.ndarray, tensors: Sequence[Any]) -> Sequence[Any]:
+        seed = torch.tensor(cotangent, dtype=output.dtype)
+        return torch.autograd.grad(output, tensors, seed, retain_graph=True, allow_unused=True)

@@ -1,0 +1,57 @@
+"""The contract between gradproof and a backward pass: what an adapter is given and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from gradproof.layer import Layer, Options
+from gradproof.network import Network
+
+
+class AdapterError(RuntimeError):
+    """An adapter that was asked for and cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass leaves behind.
+
+    outputs: node name -> NumPy array in the dtype asked for, for every node.
+    tape: whatever the same adapter's backward pass needs.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    tape: Any
+
+
+class Adapter(Protocol):
+    """One implementation of forward and backward. NumPy arrays in, NumPy arrays out."""
+
+    name: str
+
+    def version(self) -> str:
+        """The version of what is being validated."""
+        ...
+
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+        """Whether this layer, with these options, can be run in this dtype."""
+        ...
+
+    def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
+        """Run the network.
+
+        values: an array for every input and parameter; floating ones are in `dtype`, indices in int64.
+            They must not be written to.
+        """
+        ...
+
+    def backward(self, forward: Forward, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+        """The gradient of sum(cotangent * output) for every name in `network.differentiable`.
+
+        cotangent: an array of the output's shape and dtype.
+        """
+        ...

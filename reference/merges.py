@@ -1,0 +1,116 @@
+"""Layers that join several arrays: arithmetic with broadcasting, and concatenation.
+
+Broadcasting follows NumPy: shapes are aligned at the right, and size 1 stretches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from gradproof.layer import Argument, Axis, Layer, Option, Options, Shape, ShapeError
+from gradproof.reference.common import Array, Gradients, unbroadcast
+
+
+def add_forward(a: Array, b: Array) -> tuple[Array, tuple[Shape, Shape]]:
+    """out = a + b. Shapes: a and b broadcast to out."""
+    return a + b, (a.shape, b.shape)
+
+
+def add_backward(dout: Array, cache: tuple[Shape, Shape]) -> Gradients:
+    """da = dout, db = dout, each summed over the axes along which it was broadcast."""
+    a_shape, b_shape = cache
+    return {"a": unbroadcast(dout, a_shape), "b": unbroadcast(dout, b_shape)}
+
+
+def subtract_forward(a: Array, b: Array) -> tuple[Array, tuple[Shape, Shape]]:
+    """out = a - b. Shapes: a and b broadcast to out."""
+    return a - b, (a.shape, b.shape)
+
+
+def subtract_backward(dout: Array, cache: tuple[Shape, Shape]) -> Gradients:
+    """da = dout, db = -dout, each summed over the axes along which it was broadcast."""
+    a_shape, b_shape = cache
+    return {"a": unbroadcast(dout, a_shape), "b": unbroadcast(-dout, b_shape)}
+
+
+def multiply_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    """out = a b, element by element. Shapes: a and b broadcast to out."""
+    return a * b, (a, b)
+
+
+def multiply_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+    """da = dout b, db = dout a, each summed over the axes along which it was broadcast."""
+    a, b = cache
+    return {"a": unbroadcast(dout * b, a.shape), "b": unbroadcast(dout * a, b.shape)}
+
+
+def concatenate_forward(*xs: Array, axis: int) -> tuple[Array, tuple[list[int], int]]:
+    """out = the arrays one after another along the axis. Shapes: equal but for that axis."""
+    return np.concatenate(xs, axis=axis), ([x.shape[axis] for x in xs], axis)
+
+
+def concatenate_backward(dout: Array, cache: tuple[list[int], int]) -> Gradients:
+    """dx_i = the part of dout that x_i filled."""
+    sizes, axis = cache
+    parts = np.split(dout, np.cumsum(sizes)[:-1], axis=axis)
+    return {f"x{i}": part for i, part in enumerate(parts)}
+
+
+def broadcast_shape(shapes: Sequence[Shape], options: Options) -> Shape:
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ShapeError(f"cannot broadcast shapes {' and '.join(str(list(shape)) for shape in shapes)}") from None
+
+
+def broadcast_partners(shape: Shape, options: Options) -> tuple[Shape, ...]:
+    """The shape itself, then every shape that broadcasts to it or, at a 1, beyond it."""
+    smaller = set(product(*({size, 1} for size in shape)))
+    tails = {partner[start:] for partner in smaller for start in range(len(shape))}
+    wider = {tuple(3 if size == 1 else size for size in shape)} | ({(2, *shape)} if len(shape) < 3 else set())
+    return (shape, *sorted((tails | wider) - {shape}))
+
+
+def _concatenated_shape(shapes: Sequence[Shape], options: Options) -> Shape:
+    axis = int(options["axis"])  # type: ignore[arg-type]
+    first, *others = (list(shape) for shape in shapes)
+    for other in others:
+        if len(other) != len(first) or other[:axis] + other[axis:][1:] != first[:axis] + first[axis:][1:]:
+            raise ShapeError(f"cannot concatenate shapes {first} and {other} along axis {axis}")
+    first[axis] = sum(shape[axis] for shape in shapes)
+    return tuple(first)
+
+
+def _concatenation_partners(shape: Shape, options: Options) -> tuple[Shape, ...]:
+    axis = int(options["axis"]) % len(shape)  # type: ignore[arg-type]
+    sizes = dict.fromkeys((shape[axis], 1, 2))
+    return tuple((*shape[:axis], size, *shape[axis + 1 :]) for size in sizes)
+
+
+PAIR = (Argument("a"), Argument("b", shapes=broadcast_partners))
+PARTS = (Argument("x", shapes=_concatenation_partners),)
+AXIS = (Option("axis", Axis(), -1),)
+
+LAYERS = (
+    Layer("add", "layer", "merges", add_forward, add_backward, arguments=PAIR, output_shape=broadcast_shape),
+    Layer(
+        "subtract", "layer", "merges", subtract_forward, subtract_backward, arguments=PAIR, output_shape=broadcast_shape
+    ),
+    Layer(
+        "multiply", "layer", "merges", multiply_forward, multiply_backward, arguments=PAIR, output_shape=broadcast_shape
+    ),
+    Layer(
+        "concatenate",
+        "layer",
+        "merges",
+        concatenate_forward,
+        concatenate_backward,
+        AXIS,
+        arguments=PARTS,
+        variadic=True,
+        output_shape=_concatenated_shape,
+    ),
+)

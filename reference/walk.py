@@ -1,0 +1,76 @@
+"""The hand-written side behind the adapter's interface: one walk forward, one walk back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gradproof.adapter import Forward
+from gradproof.layer import Layer, Options
+from gradproof.network import Network, Node
+
+Row = tuple[Callable[..., tuple[np.ndarray, Any]], Callable[[np.ndarray, Any], dict[str, np.ndarray]]]
+Conventions = Mapping[str, Mapping[str, float]]
+
+
+class NumpyReference:
+    """Hand-written forward and backward passes in NumPy.
+
+    conventions: layer name -> kink name -> weight of the right-hand derivative there.
+    rows: layer name -> (forward, backward) to use in place of the table's own.
+    """
+
+    name = "reference"
+
+    def __init__(self, conventions: Conventions | None = None, rows: Mapping[str, Row] | None = None) -> None:
+        self._conventions = conventions or {}
+        self._rows = rows or {}
+
+    def version(self) -> str:
+        return f"NumPy {np.__version__}"
+
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+        return True
+
+    def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
+        """Run the network in `dtype`. Subclasses of ndarray pass through, so that arithmetic can be observed."""
+        with np.errstate(all="ignore"):
+            return self._forward(network, values, np.dtype(dtype))
+
+    def _forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: np.dtype[Any]) -> Forward:
+        known = {name: _cast(value, dtype) for name, value in values.items()}
+        caches: dict[str, Any] = {}
+        for node in network.nodes:
+            inputs = [known[source] for source in node.inputs]
+            parameters = {slot: known[name] for slot, name in node.parameters}
+            forward, _ = self._row(node)
+            weights = self._conventions.get(node.layer.name, {})
+            out, caches[node.name] = forward(*inputs, **parameters, **node.keywords, **weights)
+            known[node.name] = _cast(out, dtype)
+        return Forward({node.name: known[node.name] for node in network.nodes}, (network, caches, known))
+
+    def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+        """Walk back, adding up what every reader of a tensor sends to it."""
+        network, caches, known = forward.tape
+        gradients: dict[str, np.ndarray] = {network.output: _cast(cotangent, known[network.output].dtype)}
+        with np.errstate(all="ignore"):
+            for node in reversed(network.nodes):
+                _, backward = self._row(node)
+                local = backward(gradients[node.name], caches[node.name])
+                for argument, source in node.sources:
+                    if argument not in local:
+                        continue
+                    arriving = _cast(local[argument], known[source].dtype)
+                    gradients[source] = gradients[source] + arriving if source in gradients else arriving
+        return gradients
+
+    def _row(self, node: Node) -> Row:
+        return self._rows.get(node.layer.name, (node.layer.forward, node.layer.backward))
+
+
+def _cast(array: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """Floating arrays in `dtype`, integer ones as they are, subclasses cache."""
+    array = np.asanyarray(array)
+    return array.astype(dtype, copy=False) if np.issubdtype(array.dtype, np.inexact) else array
