@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal
 
 import jax
@@ -120,7 +120,7 @@ class JaxAdapter(FunctionalAdapter):
         return gradients
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(row: Row, keywords: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     """One compiled function per row and options, shared by every network."""
     options: Options = dict(keywords)

@@ -1,0 +1,191 @@
+"""A case: a network with its numbers, and the JSON file ("spec") that replays it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradproof.layer import Domain, Layer
+from gradproof.network import Input, Network, NetworkError, Node
+
+SCHEMA = 1
+DTYPES = ("float64", "float32")
+
+
+class SpecError(ValueError):
+    """A spec that cannot be replayed; one line that says where and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One network, one set of numbers, one dtype.
+
+    values: name -> array for every input and parameter; floating ones in `dtype`, indices in int64.
+    cotangent: the seed of the backward pass, of the output's shape, in `dtype`.
+    seed: what the numbers were drawn from, None where they were given.
+
+    Raises NetworkError where an array is missing, has another shape, or leaves its input's domain.
+    """
+
+    network: Network
+    dtype: str
+    values: Mapping[str, np.ndarray]
+    cotangent: np.ndarray
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        wanted = {each.name: each.domain for each in self.network.inputs} | {
+            name: Domain("real") for name in self.network.parameters
+        }
+        for name in sorted(wanted.keys() ^ self.values.keys()):
+            raise NetworkError(f"values: {name!r} is {'missing' if name in wanted else 'not an input or parameter'}")
+        for name, domain in wanted.items():
+            self._check_array(f"values: {name!r}", self.values[name], self.network.shapes[name], domain)
+        self._check_array("cotangent", self.cotangent, self.network.shapes[self.network.output], Domain("real"))
+
+    def _check_array(self, what: str, array: np.ndarray, shape: tuple[int, ...], domain: Domain) -> None:
+        if array.shape != shape:
+            raise NetworkError(f"{what} has shape {list(array.shape)}, expected {list(shape)}")
+        if not domain.contains(array):
+            raise NetworkError(f"{what} holds numbers outside its domain: {domain}")
+        if domain.floating and array.dtype != np.dtype(self.dtype):
+            raise NetworkError(f"{what} is in {array.dtype}, expected {self.dtype}")
+
+    @cached_property
+    def exact_values(self) -> dict[str, np.ndarray]:
+        """The same numbers for the reference: floating arrays upcast to float64."""
+        return {name: upcast(value) for name, value in self.values.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "network": network_to_json(self.network),
+            "values": {name: upcast(value).tolist() for name, value in self.values.items()},
+            "cotangent": upcast(self.cotangent).tolist(),
+        }
+
+
+def upcast(value: np.ndarray) -> np.ndarray:
+    return value if np.issubdtype(value.dtype, np.integer) else value.astype(np.float64)
+
+
+def network_to_json(network: Network) -> dict[str, Any]:
+    """The network as JSON data: inputs and nodes in forward order."""
+    inputs = [
+        {"name": each.name, "shape": list(each.shape), "domain": each.domain.kind}
+        | ({"classes": each.domain.classes} if each.domain.classes else {})
+        for each in network.inputs
+    ]
+    nodes = [
+        {
+            "name": node.name,
+            "layer": node.layer.name,
+            "inputs": list(node.inputs),
+            "options": {name: list(v) if isinstance(v, tuple) else v for name, v in node.options},
+            "parameters": dict(node.parameters),
+        }
+        for node in network.nodes
+    ]
+    return {"inputs": inputs, "nodes": nodes}
+
+
+def network_from_json(data: Mapping[str, Any], layers: Mapping[str, Layer]) -> Network:
+    """The network that `network_to_json` described. Raises SpecError, or NetworkError naming the node."""
+    inputs = tuple(_input(each) for each in _list(data, "inputs", "network"))
+    return Network(inputs, tuple(_node(each, layers) for each in _list(data, "nodes", "network")))
+
+
+def _input(data: Any) -> Input:
+    name = _field(data, "name", str, "an input")
+    shape = tuple(_field(data, "shape", list, f"input {name!r}"))
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise SpecError(f"input {name!r}: shape {list(shape)}: expected a list of sizes, 0 or more")
+    kind = data.get("domain", "real")
+    if kind not in ("real", "unit", "index"):
+        raise SpecError(f"input {name!r}: unknown domain {kind!r}; valid domains: real, unit, index")
+    classes = _field(data, "classes", int, f"input {name!r}") if kind == "index" else 0
+    return Input(name, shape, Domain(kind, classes))
+
+
+def _node(data: Any, layers: Mapping[str, Layer]) -> Node:
+    name = _field(data, "name", str, "a node")
+    where = f"node {name!r}"
+    layer = _field(data, "layer", str, where)
+    if layer not in layers:
+        raise SpecError(f"{where}: unknown layer {layer!r}; valid layers: {', '.join(layers)}")
+    options = _field(data, "options", dict, where) if "options" in data else {}
+    parameters = _field(data, "parameters", dict, where) if "parameters" in data else {}
+    tupled = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    inputs = _field(data, "inputs", list, where)
+    return Node.of(name, layers[layer], *inputs, parameters=parameters, options=tupled)
+
+
+def _list(data: Any, key: str, where: str) -> list[Any]:
+    items: list[Any] = _field(data, key, list, where)
+    return items
+
+
+def _field(data: Any, key: str, kind: type, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise SpecError(f"{where}: expected a JSON object, got {type(data).__name__}")
+    if key not in data:
+        raise SpecError(f"{where}: {key!r} is missing")
+    if not isinstance(data[key], kind):
+        raise SpecError(f"{where}: {key!r} must be of type {kind.__name__}, got {data[key]!r}")
+    return data[key]
+
+
+def case_from_json(data: Any, layers: Mapping[str, Layer]) -> Case:
+    """The case of a spec. Raises SpecError or NetworkError, each one line."""
+    schema = _field(data, "schema", int, "spec")
+    if schema != SCHEMA:
+        raise SpecError(f"spec has schema {schema}; this version of gradproof reads schema {SCHEMA}")
+    dtype = _field(data, "dtype", str, "spec")
+    if dtype not in DTYPES:
+        raise SpecError(f"unknown dtype {dtype!r}; valid dtypes: {', '.join(DTYPES)}")
+    network = network_from_json(_field(data, "network", dict, "spec"), layers)
+    indices = {each.name for each in network.inputs if not each.domain.floating}
+    values = {
+        name: _array(array, "int64" if name in indices else dtype, f"values: {name!r}")
+        for name, array in _field(data, "values", dict, "spec").items()
+    }
+    if "cotangent" not in data:
+        raise SpecError("spec: 'cotangent' is missing")
+    return Case(network, dtype, values, _array(data["cotangent"], dtype, "cotangent"), data.get("seed"))
+
+
+def _array(data: Any, dtype: str, what: str) -> np.ndarray:
+    try:
+        return np.array(data, dtype=dtype)
+    except (TypeError, ValueError):
+        raise SpecError(f"{what} is not an array of numbers") from None
+
+
+def save_case(case: Case, path: Path) -> None:
+    """Write the spec, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(case.to_json()))
+    partial.replace(path)
+
+
+def load_case(path: Path, layers: Mapping[str, Layer]) -> Case:
+    """Read a spec. Raises SpecError, in one line, where the file is missing, no JSON, or no valid case."""
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SpecError(f"{path}: not JSON: {error}") from None
+    try:
+        return case_from_json(data, layers)
+    except ValueError as error:
+        raise SpecError(f"{path}: {error}") from None

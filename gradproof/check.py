@@ -1,0 +1,328 @@
+"""Drawing many networks, examining every adapter on each, and keeping count."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+from gradproof.adapter import Adapter
+from gradproof.case import DTYPES, Case, save_case
+from gradproof.divergence import Divergence
+from gradproof.drawing import BACKEND, MAX_NODES, Drawn, drawn_networks
+from gradproof.examination import FAILURES, Examination, Oracles, Row, Subject, examine, rows
+from gradproof.kinks import probed_subject, stale_divergences
+from gradproof.reference import LAYERS
+from gradproof.registry import load_adapter
+
+SCHEMA = 1
+NETWORKS = 300
+TIMEOUT = 60.0
+FAILURE_DIRECTORY = Path("gradproof-failures")
+TOO_LITTLE = 0.25
+"""The share of unverifiable elements above which a run says that it verified too little."""
+
+
+class UsageError(ValueError):
+    """A request that names something unknown; one line with the valid choices."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One tensor on which an adapter disagrees. Fields as in the JSON of `gradproof check`."""
+
+    adapter: str
+    dtype: str
+    network: str
+    node: str
+    layer: str
+    tensor: str
+    kind: str
+    max_error: float | None
+    noise_units: float
+    index: tuple[int, ...] | None
+    expected: Any
+    got: Any
+    culprit: bool
+    cause: str | None
+    spec: str | None
+
+
+@dataclass
+class Tally:
+    """Counts for one adapter in one dtype.
+
+    networks: examined. unsupported: not run, because the adapter lacks a layer in this dtype. disagreeing and known: networks
+    with a disagreement, and with known divergences alone. gradients: tensors compared.
+    elements, unverifiable, ill_conditioned: of all tensors. worst: the most noise units of a tensor that agrees.
+    layers: layer name -> networks that it stood in. wrong_layers: layer name -> networks in which it was a culprit.
+    """
+
+    networks: int = 0
+    unsupported: int = 0
+    disagreeing: int = 0
+    known: int = 0
+    gradients: int = 0
+    elements: int = 0
+    unverifiable: int = 0
+    ill_conditioned: int = 0
+    worst: float = 0.0
+    layers: Counter[str] = field(default_factory=Counter)
+    wrong_layers: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def unverifiable_share(self) -> float:
+        return self.unverifiable / max(self.elements, 1)
+
+    def add(self, examination: Examination) -> None:
+        checks = examination.checks
+        self.networks += 1
+        self.disagreeing += not (examination.agrees or examination.known)
+        self.known += examination.known
+        self.gradients += sum(check.role == "gradient" for check in checks)
+        self.elements += sum(check.elements for check in checks)
+        self.unverifiable += sum(check.unverifiable for check in checks)
+        self.ill_conditioned += sum(check.ill_conditioned for check in checks)
+        self.worst = max([self.worst, *(check.noise_units for check in checks if not check.kind)])
+        self.layers.update({node.layer.name for node in examination.case.network.nodes})
+        self.wrong_layers.update({culprit.node.layer.name for culprit in examination.culprits if not culprit.divergence})
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A known divergence that no longer shows, which is an error in its file."""
+
+    adapter: str
+    dtype: str
+    divergence: Divergence
+
+
+@dataclass
+class Report:
+    """The result of a check.
+
+    networks: drawn, each examined with every adapter in every dtype. conventions: adapter -> dtype -> layer -> kink -> weight.
+    examinations: those that disagreed and are not known, for the per-layer diff. interrupted: ended by Ctrl-C.
+    """
+
+    seed: int
+    dtypes: tuple[str, ...]
+    adapters: dict[str, str]
+    networks: int = 0
+    seconds: float = 0.0
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    conventions: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
+    disagreements: list[Disagreement] = field(default_factory=list)
+    known: list[Disagreement] = field(default_factory=list)
+    stale: list[Stale] = field(default_factory=list)
+    examinations: list[tuple[Examination, str | None]] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def gradients_compared(self) -> int:
+        return sum(tally.gradients for tally in self.tallies.values())
+
+    @property
+    def agrees(self) -> bool:
+        return not self.disagreements and not self.stale
+
+    def to_json(self) -> dict[str, Any]:
+        unverifiable: dict[str, dict[str, float]] = {name: {} for name in self.adapters}
+        for (adapter, dtype), tally in self.tallies.items():
+            unverifiable[adapter][dtype] = tally.unverifiable_share
+        return {
+            "schema": SCHEMA,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "networks": self.networks,
+            "gradients_compared": self.gradients_compared,
+            "adapters": self.adapters,
+            "disagreements": [vars(each) for each in self.disagreements],
+            "known": [vars(each) for each in self.known],
+            "unverifiable": unverifiable,
+            "unsupported": {
+                adapter: {d: t.unsupported for (a, d), t in self.tallies.items() if a == adapter}
+                for adapter in self.adapters
+            },
+            "stale_divergences": [
+                {"adapter": each.adapter, "layer": each.divergence.layer, "dtype": each.dtype}
+                for each in self.stale
+            ],
+            "conventions": self.conventions,
+            "interrupted": self.interrupted,
+        }
+
+
+def check(
+    adapters: Sequence[str | Adapter] = ("torch", "jax"),
+    *,
+    networks: int = NETWORKS,
+    seed: int | None = None,
+    dtypes: Sequence[str] = DTYPES,
+    layers: Sequence[str] = (),
+    max_nodes: int = MAX_NODES,
+    timeout: float = TIMEOUT,
+    failures: Path | None = FAILURE_DIRECTORY,
+    progress: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Examine every adapter on randomly drawn networks.
+
+    seed: what everything random hangs on; a random one where None. layers: draw only networks with one of
+    these. failures: where specs of disagreeing networks are written, None to write none.
+    progress: called after every network.
+
+    Raises UsageError for an unknown dtype or layer, AdapterError for an adapter that cannot be used.
+    """
+    _require_known("dtype", dtypes, DTYPES)
+    _require_known("layer", layers, LAYERS)
+    subjects = [load_adapter(each) if isinstance(each, str) else each for each in dict.fromkeys(adapters)]
+    run = Run(subjects, dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
+    started = time.monotonic()
+
+    @hypothesis.seed(run.report.seed)
+    @settings(
+        backend=BACKEND,
+        max_examples=networks,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(drawn_networks(layers, max_nodes))
+    def draw_and_examine(drawn: Drawn) -> None:
+        run.examine(drawn)
+        run.report.seconds = time.monotonic() - started
+        progress(run.report)
+
+    try:
+        run.prepare()
+        draw_and_examine()
+    except KeyboardInterrupt:
+        run.report.interrupted = True
+    run.report.seconds = time.monotonic() - started
+    return run.report
+
+
+def _require_known(what: str, names: Iterable[str], valid: Iterable[str]) -> None:
+    for name in names:
+        if name not in valid:
+            raise UsageError(f"unknown {what} {name!r}; valid {what}s: {', '.join(valid)}")
+
+
+class Run:
+    """The adapters under test and the report that grows while networks are examined."""
+
+    def __init__(
+        self, adapters: Sequence[Adapter], dtypes: Sequence[str], seed: int, timeout: float, failures: Path | None
+    ) -> None:
+        self._adapters = adapters
+        self._timeout = timeout
+        self._failures = failures
+        self._subjects: dict[str, list[Subject]] = {}
+        self.report = Report(seed, tuple(dtypes), {each.name: each.version() for each in adapters})
+
+    def prepare(self) -> list[Examination]:
+        """Probe every adapter's conventions and known divergences; returns what disagreed in doing so."""
+        found = []
+        for dtype in self.report.dtypes:
+            self._subjects[dtype] = []
+            for adapter in self._adapters:
+                subject, examinations = probed_subject(adapter, dtype, self._timeout)
+                self._subjects[dtype].append(subject)
+                self.report.tallies[adapter.name, dtype] = Tally()
+                self.report.conventions.setdefault(adapter.name, {})[dtype] = {
+                    layer: dict(kinks) for layer, kinks in subject.conventions.items()
+                }
+                self.report.stale += [Stale(adapter.name, dtype, each) for each in stale_divergences(subject, dtype)]
+                for examination in examinations:
+                    self.record(examination)
+                found += examinations
+        return found
+
+    def examine(self, drawn: Drawn) -> list[Examination]:
+        """Examine every adapter on one drawn network, in every dtype, and keep count."""
+        found = []
+        for dtype, subjects in self._subjects.items():
+            oracles = Oracles(drawn.case(dtype))
+            for subject in subjects:
+                tally = self.report.tallies[subject.adapter.name, dtype]
+                if not subject.supports(drawn.network, dtype):
+                    tally.unsupported += 1
+                    continue
+                examination = examine(subject, oracles)
+                tally.add(examination)
+                self.record(examination)
+                found.append(examination)
+        self.report.networks += 1
+        return found
+
+    def record(self, examination: Examination) -> None:
+        """Take the disagreements of an examination into the report, and write its spec."""
+        if examination.agrees:
+            return
+        if examination.known:
+            self.report.known += disagreements(examination, None)
+            return
+        spec = self._save(examination)
+        found = disagreements(examination, spec)
+        self.report.known += [each for each in found if each.cause]
+        self.report.disagreements += [each for each in found if not each.cause]
+        self.report.examinations.append((examination, spec))
+
+    def _save(self, examination: Examination) -> str | None:
+        if self._failures is None:
+            return None
+        layers = "-".join(culprit.node.layer.name for culprit in examination.culprits) or "composition"
+        number = len(self.report.examinations) + 1
+        name = f"{examination.adapter}-{examination.case.dtype}-{layers}-{self.report.seed}-{number}.json"
+        path = self._failures / name.replace("/", "-")
+        save_case(examination.case, path)
+        return str(path)
+
+
+def disagreements(examination: Examination, spec: str | None) -> list[Disagreement]:
+    """The wrong tensors of an examination, from the loss back, as records; `cause` where a known divergence explains it."""
+    return [_disagreement(examination, row, spec) for row in rows(examination) if row.check.kind]
+
+
+def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disagreement:
+    check = row.check
+    return Disagreement(
+        adapter=examination.adapter,
+        dtype=examination.case.dtype,
+        network=str(examination.case.network),
+        node=row.node,
+        layer=row.layer,
+        tensor=check.tensor,
+        kind="composition" if row.verdict == "composition" and check.kind not in FAILURES else str(check.kind),
+        max_error=check.max_error,
+        noise_units=check.noise_units,
+        index=check.index,
+        expected=check.expected,
+        got=check.got,
+        culprit=row.culprit,
+        cause=row.divergence.reason if row.divergence else None,
+        spec=spec,
+    )
+
+
+def replay(case: Case, adapters: Sequence[str | Adapter], timeout: float = TIMEOUT) -> Report:
+    """Examine the adapters on one given case. Raises AdapterError for an adapter that cannot be used."""
+    loaded = [load_adapter(each) if isinstance(each, str) else each for each in dict.fromkeys(adapters)]
+    run = Run(loaded, [case.dtype], case.seed or 0, timeout, None)
+    started = time.monotonic()
+    run.prepare()
+    for subject in run._subjects[case.dtype]:
+        examination = examine(subject, Oracles(replace(case)))
+        run.report.tallies[subject.adapter.name, case.dtype].add(examination)
+        run.record(examination)
+    run.report.networks = 1
+    run.report.seconds = time.monotonic() - started
+    return run.report

@@ -1,0 +1,291 @@
+"""Hypothesis strategies that draw networks, valid by construction, and the numbers for them.
+
+Everything a layer needs is read from its row in the table: options from their domains, partners from its
+arguments. Networks shrink towards one node with default options on a small input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
+from hypothesis.internal.constants_ast import Constants
+
+from gradproof.case import Case
+from gradproof.layer import (
+    MAX_RANK,
+    REAL,
+    Argument,
+    Axis,
+    Choice,
+    Domain,
+    Layer,
+    NewShape,
+    Option,
+    OptionValue,
+    Real,
+    Shape,
+    ShapeError,
+    Size,
+    TrailingAxes,
+)
+from gradproof.network import Input, Network, Node
+from gradproof.reference import LAYERS
+
+MAX_NODES = 8
+
+SIZES = (3, 2, 1, 5, 8)
+"""Lengths of axes, simplest first. Few, because JAX compiles once per shape."""
+
+SHAPES: tuple[Shape, ...] = (
+    *((2, 3), (2, 1), (1, 3), (3, 5), (5, 8)),
+    *((3,), (1,), (5,)),
+    *((2, 3, 2), (1, 2, 3), (2, 1, 5)),
+    *((2, 1, 3, 2), (1, 2, 2, 3)),
+)
+"""Shapes of inputs, ranks 1 to 4, simplest first."""
+
+MAX_ELEMENTS = 256
+
+EDGES = (
+    *(0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0, 6.0, 20.0, -20.0, 50.0, -50.0, 88.0, -100.0),
+    *(700.0, -700.0, 1000.0, -1000.0, 1e-5, 1e-30),
+)
+UNIT_EDGES = (0.0, 1.0, 0.5, 1e-5, 1e-30)
+
+Strategy = st.SearchStrategy[Any]
+
+BACKEND = "gradproof"
+"""The Hypothesis backend to draw with, so that a seed alone decides what is drawn."""
+
+
+class SeededProvider(HypothesisProvider):
+    """Hypothesis' own draws, without the constants that it collects from whichever modules are loaded."""
+
+    @property
+    def _local_constants(self) -> Constants:
+        return Constants()
+
+
+AVAILABLE_PROVIDERS[BACKEND] = f"{SeededProvider.__module__}.{SeededProvider.__qualname__}"
+
+OPTION_STRATEGIES: Mapping[type, Callable[[Any, Shape], Strategy]] = {
+    Choice: lambda domain, shape: st.sampled_from(domain.values),
+    Real: lambda domain, shape: st.sampled_from(domain.examples),
+    Size: lambda domain, shape: st.sampled_from(SIZES),
+    Axis: lambda domain, shape: st.sampled_from([-1, *range(len(shape)), *range(-len(shape), -1)]),
+    TrailingAxes: lambda domain, shape: st.integers(1, len(shape)),
+    NewShape: lambda domain, shape: st.sampled_from(_new_shapes(math.prod(shape))),
+}
+
+
+def _new_shapes(elements: int) -> tuple[Shape, ...]:
+    """Shapes of that many elements: flat, then in two and three factors."""
+    pairs = [(size, elements // size) for size in (1, 2, 3, 5, 8) if elements % size == 0]
+    triples = [(first, 1, rest) for first, rest in pairs]
+    return ((elements,), *pairs, *triples)
+
+
+def option_values(option: Option, shape: Shape) -> Strategy:
+    """A value of the option's domain, for a first input of this shape."""
+    return OPTION_STRATEGIES[type(option.domain)](option.domain, shape)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A drawn network and what its numbers hang on.
+
+    seed: of all arrays. edge_share: the share of the elements, in about a third of the arrays, that are
+    replaced by edge values. scale: the standard deviation of the others.
+    """
+
+    network: Network
+    seed: int
+    edge_share: float
+    scale: float
+
+    def case(self, dtype: str) -> Case:
+        """The numbers, drawn in this dtype."""
+        generator = np.random.default_rng(self.seed)
+        real_edges = (*EDGES, *(edge for node in self.network.nodes for edge in node.layer.edges))
+        draw = partial(self._array, generator, np.dtype(dtype), real_edges)
+        domains = {each.name: each.domain for each in self.network.inputs}
+        names = [*domains, *self.network.parameters]
+        values = {name: draw(self.network.shapes[name], domains.get(name, REAL)) for name in names}
+        cotangent = generator.normal(size=self.network.shapes[self.network.output]).astype(dtype)
+        return Case(self.network, dtype, values, np.asarray(cotangent), self.seed)
+
+    def _array(
+        self,
+        generator: np.random.Generator,
+        dtype: np.dtype[Any],
+        real_edges: Sequence[float],
+        shape: Shape,
+        domain: Domain,
+    ) -> np.ndarray:
+        if domain.kind == "index":
+            return np.asarray(generator.integers(0, domain.classes, shape), np.int64)
+        unit = domain.kind == "unit"
+        plain = generator.uniform(0.0, 1.0, shape) if unit else self.scale * generator.normal(size=shape)
+        edges = generator.choice(UNIT_EDGES if unit else real_edges, shape)
+        share = self.edge_share if generator.random() < 1 / 3 else 0.0
+        return np.where(generator.random(shape) < share, edges, plain).astype(dtype)
+
+
+def drawn_networks(layers: Sequence[str] = (), max_nodes: int = MAX_NODES) -> st.SearchStrategy[Drawn]:
+    """Networks of 1 to `max_nodes` nodes over the whole table, with their numbers.
+
+    layers: where given, every network has at least one node of one of these layers.
+    """
+    return st.builds(
+        Drawn,
+        networks(layers, max_nodes),
+        seed=st.integers(0, 2**32 - 1),
+        edge_share=st.sampled_from((0.0, 0.2, 0.2)),
+        scale=st.sampled_from((1.0, 0.1, 5.0)),
+    )
+
+
+@st.composite
+def networks(draw: st.DrawFn, layers: Sequence[str] = (), max_nodes: int = MAX_NODES) -> Network:
+    """A network that is valid by construction; see `drawn_networks`."""
+    wanted = [LAYERS[name] for name in layers]
+    growing = _Growing(draw, wanted, max_nodes)
+    for left in reversed(range(draw(st.integers(1, max_nodes)))):
+        growing.add_node(last=left == 0)
+    network = growing.finish()
+    assume(not wanted or any(node.layer in wanted for node in network.nodes))
+    return network
+
+
+def _families(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers by family, each family as often as the square root of its size asks for."""
+    names = dict.fromkeys(layer.family for layer in layers)
+    families = [[layer for layer in layers if layer.family == name] for name in names]
+    return [family for family in families for _ in range(math.isqrt(len(family)))]
+
+
+class _Growing:
+    """A network under construction, and the draws that let it grow."""
+
+    def __init__(self, draw: st.DrawFn, wanted: Sequence[Layer], max_nodes: int) -> None:
+        self.draw = draw
+        self.max_nodes = max_nodes
+        self.wanted = list(wanted)
+        self.shapes: dict[str, Shape] = {}
+        self.domains: dict[str, Domain] = {}
+        self.inputs: list[Input] = []
+        self.nodes: list[Node] = []
+        self.parameters: dict[str, Shape] = {}
+        self.anchored: set[str] = set()
+        self.read: set[str] = set()
+
+    def add_node(self, last: bool) -> None:
+        """Grow by one node, and by one before it where its input's domain demands that."""
+        if len(self.nodes) == self.max_nodes:
+            return
+        layer = self._layer(last)
+        source = self._source(layer)
+        options = self._options(layer, self.shapes[source])
+        wanted = layer.arguments[0].domain(self.shapes[source], options)
+        if not wanted.admits(self.domains[source]):
+            bridge = self.draw(st.sampled_from([each for each in LAYERS.values() if each.codomain == wanted]))
+            source = self._append(bridge, source, self._options(bridge, self.shapes[source]))
+        self._append(layer, source, options)
+
+    def _layer(self, last: bool) -> Layer:
+        """A loss can only stand last; a wanted layer stands last at the latest."""
+        missing = bool(self.wanted) and not self.anchored
+        wanted = missing and (last or self.draw(st.booleans()))
+        candidates = self.wanted if wanted else list(LAYERS.values())
+        losses = [layer for layer in candidates if layer.kind == "loss"]
+        others = [layer for layer in candidates if layer.kind != "loss"]
+        loss_now = bool(losses) and last and (not others or self.draw(st.integers(0, 3)) > 0)
+        if wanted and not loss_now and not others:
+            # Only losses are wanted: their turn comes with the last node.
+            others = [layer for layer in LAYERS.values() if layer.kind != "loss"]
+        family = self.draw(st.sampled_from(_families(losses if loss_now else others)))
+        return self.draw(st.sampled_from(family))
+
+    def _source(self, layer: Layer) -> str:
+        """The newest tensor, or an older one, or a new input; never one that leaves a wanted node behind."""
+        wanted = layer.arguments[0].domain(SHAPES[0], {})
+        room_for_bridge = len(self.nodes) + 1 < self.max_nodes
+        fitting = [
+            name
+            for name, held in self.domains.items()
+            if self.shapes[name]
+            and (wanted.admits(held) or (room_for_bridge and held.floating))
+            and (not self.anchored or name in self.anchored)
+        ]
+        if not fitting or (not self.anchored and self.draw(st.integers(0, 29)) == 29):
+            return self._new_input(self.draw(st.sampled_from(SHAPES)), wanted)
+        if self.draw(st.integers(0, 3)) > 0:
+            return fitting[-1]
+        return self.draw(st.sampled_from(fitting[::-1]))
+
+    def _options(self, layer: Layer, shape: Shape) -> dict[str, OptionValue]:
+        return {option.name: self.draw(option_values(option, shape)) for option in layer.options}
+
+    def _append(self, layer: Layer, source: str, options: dict[str, OptionValue]) -> str:
+        sources = [source]
+        shape = self.shapes[source]
+        extra = 1 if not layer.variadic else self.draw(st.integers(0, 2))
+        for argument in layer.arguments * extra if layer.variadic else layer.arguments[1:]:
+            sources.append(self._partner(argument, shape, options, sources))
+        shapes = [self.shapes[each] for each in sources]
+        try:
+            output = layer.output_shape(shapes, options)
+        except ShapeError:  # two partners that each fit the first need not fit each other
+            sources, shapes = [source] * len(sources), [shape] * len(sources)
+            output = layer.output_shape(shapes, options)
+        if math.prod(output) > MAX_ELEMENTS or len(output) > MAX_RANK:
+            return source
+        name = f"{layer.name}{len(self.nodes) + 1}"
+        slots = {slot: self._parameter(name, slot, size) for slot, size in layer.parameters(shapes, options).items()}
+        self.nodes.append(Node.of(name, layer, *sources, parameters=slots, options=options))
+        self.read.update(sources)
+        self.shapes[name], self.domains[name] = output, layer.codomain
+        if self.anchored & set(sources) or layer in self.wanted:
+            self.anchored.add(name)
+        return name
+
+    def _partner(self, argument: Argument, shape: Shape, options: dict[str, OptionValue], taken: list[str]) -> str:
+        """An existing tensor that fits, the same one again, or a new input."""
+        domain = argument.domain(shape, options)
+        shapes = argument.shapes(shape, options)
+        fitting = [name for name, held in self.domains.items() if self.shapes[name] in shapes and domain.admits(held)]
+        loose = [name for name in fitting if name not in self.read and name not in taken]
+        if fitting and self.draw(st.integers(0, 3)) > 0:
+            return self.draw(st.sampled_from(loose or fitting[::-1]))
+        return self._new_input(self.draw(st.sampled_from(shapes)), domain)
+
+    def _new_input(self, shape: Shape, domain: Domain) -> str:
+        name = f"x{len(self.inputs)}"
+        self.inputs.append(Input(name, shape, domain))
+        self.shapes[name], self.domains[name] = shape, domain
+        return name
+
+    def _parameter(self, node: str, slot: str, shape: Shape) -> str:
+        """A new parameter, or an older one of the same shape, shared."""
+        same = [name for name, size in self.parameters.items() if size == shape]
+        if same and self.draw(st.booleans()):
+            return self.draw(st.sampled_from(same))
+        self.parameters[f"{node}.{slot}"] = shape
+        return f"{node}.{slot}"
+
+    def finish(self) -> Network:
+        """The part of the network that the last node depends on."""
+        needed = {self.nodes[-1].name}
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+        inputs = tuple(each for each in self.inputs if each.name in needed)
+        return Network(inputs, tuple(node for node in self.nodes if node.name in needed))

@@ -1,0 +1,114 @@
+"""Probing an adapter: which derivative it chooses at each kink, and whether its known divergences still show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+
+from gradproof.adapter import Adapter
+from gradproof.case import Case
+from gradproof.divergence import Divergence, divergences_of
+from gradproof.examination import Examination, Oracles, Subject, examine, time_limit
+from gradproof.layer import Choice, Kink, Layer, Options, OptionValue, Real
+from gradproof.network import Input, Network, Node
+from gradproof.reference import LAYERS, NumpyReference
+
+COTANGENT = np.array([1.75, -0.625])
+"""Non-uniform, and exact in every dtype."""
+
+ROUNDING = 1e-3
+"""How far a probed weight may be from a number that the kink allows; conventions are coarse (0, 0.5, 1)."""
+
+
+def probed_subject(adapter: Adapter, dtype: str, timeout: float = 60.0) -> tuple[Subject, list[Examination]]:
+    """The adapter with its conventions in this dtype, and an examination of every kink where it chooses badly.
+
+    A weight outside the kink's valid set becomes no convention: the reference's own is kept, so that the
+    probe, and every network that meets the kink, disagrees.
+    """
+    conventions: dict[str, dict[str, float]] = {}
+    outside: list[Case] = []
+    for layer, kink in _kinks(adapter, dtype):
+        case, left, right = _probe(layer, kink, dtype)
+        weight = _chosen_weight(adapter, case, left, right, timeout)
+        if weight is not None and kink.valid[0] - ROUNDING <= weight <= kink.valid[1] + ROUNDING:
+            conventions.setdefault(layer.name, {})[kink.name] = round(weight, 2)
+        else:
+            outside.append(case)
+    subject = Subject(adapter, conventions, _applicable(adapter, dtype), timeout)
+    return subject, [examine(subject, Oracles(case)) for case in outside]
+
+
+def _applicable(adapter: Adapter, dtype: str) -> tuple[Divergence, ...]:
+    return tuple(each for each in divergences_of(adapter) if each.applies(adapter.version(), dtype))
+
+
+def _kinks(adapter: Adapter, dtype: str) -> Iterator[tuple[Layer, Kink]]:
+    for layer in LAYERS.values():
+        for kink in layer.kinks:
+            if adapter.supports(layer, layer.complete(_required(layer)), dtype):
+                yield layer, kink
+
+
+def _required(layer: Layer) -> dict[str, OptionValue]:
+    return {option.name: _examples(option.domain)[0] for option in layer.options if option.default is None}
+
+
+def _examples(domain: object) -> tuple[OptionValue, ...]:
+    if isinstance(domain, Choice):
+        return domain.values
+    return domain.examples if isinstance(domain, Real) else (1,)
+
+
+def _probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.ndarray]:
+    """A one-node case on the kink, with options for which its one-sided derivatives differ."""
+    for values in product(*(_examples(option.domain) for option in layer.options)):
+        options = dict(zip((option.name for option in layer.options), values, strict=True))
+        case = one_node(layer, options, dict.fromkeys((a.name for a in layer.arguments), kink.point), dtype)
+        left, right = (_first_gradient(NumpyReference({layer.name: {kink.name: w}}), case) for w in (0.0, 1.0))
+        if (left != right).all():
+            return case, left, right
+    raise ValueError(f"layer {layer.name!r}: no options make the kink {kink.name!r} show")
+
+
+def one_node(layer: Layer, options: Options, numbers: dict[str, float], dtype: str) -> Case:
+    """A case of this layer alone on two elements, each argument filled with one number."""
+    inputs = tuple(Input(name, (2,), layer.arguments[i].domain((2,), options)) for i, name in enumerate(numbers))
+    node = Node.of(layer.name, layer, *numbers, options=options)
+    network = Network(inputs, (node,))
+    shape = network.shapes[node.name]
+    cotangent = COTANGENT if shape == (2,) else COTANGENT[0]
+    values = {name: np.full(2, number, dtype) for name, number in numbers.items()}
+    return Case(network, dtype, values, np.asarray(cotangent, dtype))
+
+
+def _first_gradient(adapter: Adapter, case: Case) -> np.ndarray:
+    forward = adapter.forward(case.network, {k: v.copy() for k, v in case.values.items()}, case.dtype)
+    gradients = adapter.backward(forward, case.cotangent.copy())
+    return np.asarray(gradients[case.network.inputs[0].name], np.float64)
+
+
+def _chosen_weight(adapter: Adapter, case: Case, left: np.ndarray, right: np.ndarray, timeout: float) -> float | None:
+    try:
+        with time_limit(timeout):
+            weights = (_first_gradient(adapter, case) - left) / (right - left)
+    except Exception:  # the examination of the same case, made next, reports what went wrong
+        return None
+    same = np.isfinite(weights).all() and np.ptp(weights) < ROUNDING
+    return float(weights.flat[0]) if same else None
+
+
+def stale_divergences(subject: Subject, dtype: str) -> list[Divergence]:
+    """The known divergences that no longer show at their witness."""
+    return [entry for entry in subject.divergences if not _shows(subject, entry, dtype)]
+
+
+def _shows(subject: Subject, entry: Divergence, dtype: str) -> bool:
+    layer = LAYERS[entry.layer]
+    options = {option.name: "none" for option in layer.options if option.name == "reduction"}
+    case = one_node(layer, layer.complete(options), dict(entry.witness), dtype)
+    found = examine(replace(subject, divergences=(entry,)), Oracles(case))
+    return found.known

@@ -1,0 +1,200 @@
+"""The noise floor: how far rounding in a dtype can move each number of the reference.
+
+The unchanged reference is run on arrays that perturb every elementary operation as the dtype's rounding
+could (Monte Carlo arithmetic, Parker 1997; random rounding, Vignes 1993). The spread is the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from gradproof.network import Network
+from gradproof.reference import NumpyReference
+
+FLOAT64 = np.dtype("float64")
+
+# These give a result that the dtype holds without rounding, so it stays as it is.
+EXACT_UFUNCS = frozenset(
+    [np.negative, np.positive, np.absolute, np.fabs, np.sign, np.maximum, np.minimum, np.fmax, np.fmin]
+    + [np.floor, np.ceil, np.trunc, np.rint, np.conjugate, np.copysign]
+)
+EXACT_FUNCTIONS = frozenset(
+    [np.where, np.concatenate, np.stack, np.split, np.array_split, np.reshape, np.transpose, np.moveaxis, np.swapaxes]
+    + [np.broadcast_to, np.expand_dims, np.squeeze, np.take_along_axis, np.put_along_axis, np.pad, np.flip, np.roll]
+    + [np.repeat, np.tile, np.sort, np.max, np.min, np.amax, np.amin, np.zeros_like, np.ones_like, np.full_like]
+    + [np.empty_like, np.atleast_1d, np.atleast_2d, np.diagonal, np.copy, np.ravel, np.take, np.select, np.choose]
+)
+# Sums round as they go, so the terms are perturbed as well as the total.
+SUMMING_METHODS = frozenset(["reduce", "accumulate", "reduceat"])
+# Frameworks compute the normal distribution function as (1 + erf) / 2, which rounds at 1, not at the result.
+ROUNDED_AT_ONE = frozenset([ndtr])
+
+
+class Rounding:
+    """One sample of the rounding errors that a dtype's arithmetic may make.
+
+    dtype: the arithmetic's dtype. generator: where the errors come from.
+    to_grid: round at random up or down to the dtype's own numbers, which keeps exact results exact and
+        lets neighbours collide; otherwise shift by a relative error of up to half a unit in the last place.
+    """
+
+    def __init__(self, dtype: np.dtype[Any], generator: np.random.Generator, to_grid: bool) -> None:
+        info = np.finfo(dtype)
+        self.dtype = dtype
+        self.generator = generator
+        self.largest = float(info.max)
+        self.smallest_normal = float(info.smallest_normal)
+        # A float64 result is rounded already; a shift of half a unit would be rounded away again.
+        self.unit = float(info.eps) * (1.0 if dtype == FLOAT64 else 0.5)
+        self._round = self._to_grid if to_grid else self._shift
+
+    def __call__(self, exact: np.ndarray, at_one: bool = False) -> np.ndarray:
+        """The array with rounding errors; NaN where the dtype overflows."""
+        rounded = self._round(exact + self._uniform(exact.shape) * self.unit if at_one else exact)
+        size = np.abs(exact)
+        vanishing = (size < self.smallest_normal) & (size > 0.0)
+        if vanishing.any():
+            # Hardware flushes numbers below the smallest normal one to zero, or keeps them.
+            kept = self.generator.integers(0, 2, exact.shape)
+            rounded = np.where(vanishing, exact * kept, rounded)
+        return np.where(size <= self.largest, rounded, np.nan)
+
+    def _uniform(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self.generator.uniform(-1.0, 1.0, shape)
+
+    def _shift(self, exact: np.ndarray) -> np.ndarray:
+        return np.asarray(exact + exact * (self.unit * self._uniform(exact.shape)))
+
+    def _to_grid(self, exact: np.ndarray) -> np.ndarray:
+        if self.dtype == FLOAT64:
+            step = self.generator.integers(-1, 2, exact.shape)
+            return np.asarray(exact + np.where(exact == 0.0, 0.0, step * np.spacing(np.abs(exact))))
+        nearest = exact.astype(self.dtype)
+        beyond = np.where(nearest.astype(FLOAT64) < exact, np.inf, -np.inf).astype(self.dtype)
+        other = np.where(nearest.astype(FLOAT64) == exact, nearest, np.nextafter(nearest, beyond))
+        return np.where(self.generator.integers(0, 2, exact.shape) == 0, nearest, other).astype(FLOAT64)
+
+
+class Noisy(np.ndarray):
+    """A float64 array whose arithmetic makes the errors of a `Rounding`; results are Noisy again."""
+
+    rounding: Rounding
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.rounding = getattr(source, "rounding", None)  # type: ignore[assignment]
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        rounding = _rounding_of(inputs)
+        summing = method in SUMMING_METHODS or ufunc is np.matmul
+        exact = ufunc in EXACT_UFUNCS
+        operands = [_plain(each, rounding if summing and not exact else None) for each in inputs]
+        result = getattr(ufunc, method)(*operands, **options)
+        rounded = _wrap(result, rounding, exact, at_one=ufunc in ROUNDED_AT_ONE)
+        if out is None:
+            return rounded
+        out[0][...] = rounded
+        return out[0]
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        rounding = _rounding_of(_leaves(args))
+        exact = function in EXACT_FUNCTIONS
+        plain = _map_arrays(args, lambda array: _plain(array, None if exact else rounding))
+        return _wrap(function(*plain, **kwargs), rounding, exact)
+
+
+def _leaves(args: Any) -> list[Any]:
+    return [leaf for each in args for leaf in _leaves(each)] if isinstance(args, (tuple, list)) else [args]
+
+
+def _map_arrays(args: Any, change: Callable[[Any], Any]) -> Any:
+    return type(args)(_map_arrays(each, change) for each in args) if isinstance(args, (tuple, list)) else change(args)
+
+
+def _rounding_of(arrays: Any) -> Rounding:
+    return next(each.rounding for each in arrays if isinstance(each, Noisy) and each.rounding is not None)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, np.floating)) and np.issubdtype(value.dtype, np.floating)
+
+
+def _plain(value: Any, rounding: Rounding | None) -> Any:
+    if not isinstance(value, Noisy):
+        return value
+    array = value.view(np.ndarray)
+    return rounding(array) if rounding is not None and _is_floating(array) else array
+
+
+def _wrap(result: Any, rounding: Rounding, exact: bool, at_one: bool = False) -> Any:
+    if isinstance(result, (tuple, list)):
+        return type(result)(_wrap(each, rounding, exact, at_one) for each in result)
+    if not _is_floating(result):
+        return result
+    return observe(np.asarray(result) if exact else rounding(np.asarray(result), at_one), rounding)
+
+
+def observe(array: np.ndarray, rounding: Rounding) -> Noisy:
+    """The array, its numbers as they are, in arithmetic that makes the errors of `rounding`."""
+    noisy = array.astype(FLOAT64).view(Noisy)
+    noisy.rounding = rounding
+    return noisy
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The noise floor of one tensor.
+
+    spread: mean absolute deviation of the perturbed runs from the reference, an array of the tensor's shape.
+    overflows: where some run left the dtype's range, so that nothing can be said in this dtype.
+    """
+
+    spread: np.ndarray
+    overflows: np.ndarray
+
+
+class NoiseSamples:
+    """Perturbed runs of the reference on one case, made as they are asked for."""
+
+    def __init__(
+        self,
+        reference: NumpyReference,
+        network: Network,
+        values: Mapping[str, np.ndarray],
+        cotangent: np.ndarray,
+        dtype: str,
+    ) -> None:
+        self._reference = reference
+        self._network = network
+        self._values = values
+        self._cotangent = cotangent
+        self._dtype = np.dtype(dtype)
+        self._runs: list[dict[str, np.ndarray]] = []
+
+    def floor(self, key: str, expected: np.ndarray, count: int) -> Floor:
+        """The floor of one tensor (named as `tensors` names it) from the first `count` runs."""
+        while len(self._runs) < count:
+            self._runs.append(self._run(len(self._runs)))
+        samples = np.stack([run[key] for run in self._runs[:count]])
+        with np.errstate(all="ignore"):
+            spread = np.abs(samples - expected).mean(axis=0)
+        overflows = ~np.isfinite(samples).all(axis=0)
+        return Floor(np.where(overflows, 0.0, spread), overflows)
+
+    def _run(self, index: int) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng((index, self._dtype.itemsize))
+        rounding = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
+        values = {name: observe(v, rounding) if _is_floating(v) else v for name, v in self._values.items()}
+        forward = self._reference.forward(self._network, values, "float64")
+        gradients = self._reference.backward(forward, observe(self._cotangent, rounding))
+        return {key: np.asarray(array) for key, array in tensors(forward.outputs, gradients).items()}
+
+
+def tensors(outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[str, Any]:
+    """Values and gradients under one roof: "value:node" and "gradient:name"."""
+    values = {f"value:{name}": array for name, array in outputs.items()}
+    return values | {f"gradient:{name}": array for name, array in gradients.items()}

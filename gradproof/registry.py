@@ -1,0 +1,92 @@
+"""Finding adapters by name: built in, from an entry point, from a module, from a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from gradproof.adapter import Adapter, AdapterError
+
+GROUP = "gradproof.adapters"
+HOW_TO_ADD = "package.module:Class or path/to/file.py:Class"
+METHODS = ("version", "supports", "forward", "backward")
+
+
+def adapter_names() -> list[str]:
+    """The names that `load_adapter` knows without a path."""
+    return sorted(entry.name for entry in entry_points(group=GROUP))
+
+
+def load_adapter(name: str) -> Adapter:
+    """An adapter by its registered name, or by `package.module:Class`, or by `path/to/file.py:Class`.
+
+    Raises AdapterError, in one line, where there is none of that name or it cannot be imported.
+    """
+    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in registered:
+        return _load_registered(registered[name])
+    module_name, separator, class_name = name.rpartition(":")
+    if not separator:
+        raise AdapterError(
+            f"unknown adapter {name!r}; valid adapters: {', '.join(sorted(registered))}, or {HOW_TO_ADD}"
+        )
+    module = _module_from_file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
+    if not hasattr(module, class_name):
+        classes = [
+            each
+            for each, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__
+        ]
+        raise AdapterError(f"{module_name} has no class {class_name!r}; its classes: {', '.join(classes) or 'none'}")
+    return _instance(getattr(module, class_name), name)
+
+
+def _load_registered(entry: EntryPoint) -> Adapter:
+    try:
+        factory = entry.load()
+    except ImportError as error:
+        missing = error.name or str(error)
+        raise AdapterError(
+            f"adapter {entry.name!r} needs {missing}, which is not installed: pip install 'gradproof[{entry.name}]'"
+        ) from error
+    return _instance(factory, entry.name)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise AdapterError(f"cannot import {name!r}: {error}; expected {HOW_TO_ADD}") from error
+
+
+def _module_from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise AdapterError(f"no file {str(path)!r}; expected {HOW_TO_ADD}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise AdapterError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _instance(factory: Any, name: str) -> Adapter:
+    try:
+        adapter = factory()
+    except Exception as error:
+        raise AdapterError(f"adapter {name!r} cannot be made: {type(error).__name__}: {error}") from error
+    missing = [each for each in METHODS if not callable(getattr(adapter, each, None))]
+    if missing or not isinstance(getattr(adapter, "name", None), str):
+        lacking = ", ".join(missing) or "name"
+        raise AdapterError(f"adapter {name!r} is no adapter: it lacks {lacking}")
+    checked: Adapter = adapter
+    return checked

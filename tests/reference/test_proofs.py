@@ -1,0 +1,763 @@
+"""Proof that every layer's backward function is the derivative of its forward function, without any framework.
+
+Cases derive from the table of layers: every layer, every combination of its options' values, several shapes.
+Each check is also run on backward functions that are wrong on purpose, which it must refuse.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, pairwise, product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradproof.layer import (
+    Axis,
+    Choice,
+    Domain,
+    Kink,
+    Layer,
+    NewShape,
+    OptionDomain,
+    OptionValue,
+    Real,
+    Shape,
+    ShapeError,
+    Size,
+    TrailingAxes,
+)
+from gradproof.reference import LAYERS
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+Backward = Callable[[Any, Any], dict[str, Any]]
+
+SHAPES: tuple[Shape, ...] = ((1,), (3,), (2, 3), (4, 1), (2, 3, 2), (2, 3, 1, 2))
+
+# Rounding is relative to the terms of a sum, never to the sum itself, which may cancel: see `Slopes.scale`.
+COMPLEX_STEP_TOLERANCE = 1e-13
+DIFFERENCES_TOLERANCE = 1e-9
+LINEARITY_TOLERANCE = 1e-13
+
+COMPLEX_STEP = 1e-30
+# Powers of two, so that a point of a few digits moves by exactly one step.
+STEP = 2.0**-13
+ONE_SIDED_STEP = 2.0**-17
+KINK_WEIGHTS = (0.0, 0.25, 1.0)
+
+
+def reshapes(shape: Shape) -> tuple[Shape, ...]:
+    size = math.prod(shape)
+    return tuple(dict.fromkeys([shape, shape[::-1], (size,), (1, size), (size, 1), (1, *shape[::-1], 1)[:4]]))
+
+
+VALUES: dict[type[OptionDomain], Callable[[Any, Shape], Sequence[OptionValue]]] = {
+    Choice: lambda domain, shape: domain.values,
+    Real: lambda domain, shape: domain.examples,
+    Axis: lambda domain, shape: range(-len(shape), len(shape)),
+    TrailingAxes: lambda domain, shape: range(1, len(shape) + 1),
+    Size: lambda domain, shape: (1, 3),
+    NewShape: lambda domain, shape: [each for each in reshapes(shape) if math.prod(each) == math.prod(shape)],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer with its options and the shapes of its inputs."""
+
+    layer: Layer
+    options: tuple[tuple[str, OptionValue], ...]
+    shapes: tuple[Shape, ...]
+
+    def __str__(self) -> str:
+        options = ",".join(f"{name}={value}" for name, value in self.options).replace(" ", "")
+        shapes = "-".join("x".join(map(str, shape)) or "scalar" for shape in self.shapes)
+        return f"{self.layer.name}({options})-{shapes}"
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        return np.random.default_rng(zlib.crc32(f"{self} {purpose}".encode()))
+
+    @cached_property
+    def domains(self) -> dict[str, Domain]:
+        arguments = self.layer.arguments_for(len(self.shapes))
+        return {each.name: each.domain(self.shapes[0], dict(self.options)) for each in arguments}
+
+    @cached_property
+    def floating(self) -> dict[str, Shape]:
+        """The inputs that have a gradient."""
+        named = zip(self.domains, self.shapes, strict=True)
+        return {name: shape for name, shape in named if self.domains[name].floating}
+
+    @cached_property
+    def parameters(self) -> dict[str, Shape]:
+        return self.layer.parameters(self.shapes, dict(self.options))
+
+    @cached_property
+    def differentiable(self) -> dict[str, Shape]:
+        return self.floating | self.parameters
+
+    @cached_property
+    def out_shape(self) -> Shape:
+        return self.layer.output_shape(self.shapes, dict(self.options))
+
+    def forward(self, values: Mapping[str, Array], **weights: float) -> tuple[Array, Any]:
+        structural = {option.name for option in self.layer.options if option.structural}
+        options = {name: value for name, value in self.options if name not in structural}
+        inputs = [values[name] for name in self.domains]
+        return self.layer.forward(*inputs, **{slot: values[slot] for slot in self.parameters}, **options, **weights)
+
+    def backward(self, values: Mapping[str, Array], cotangent: Array, **weights: float) -> dict[str, Any]:
+        _, cache = self.forward(values, **weights)
+        return self.layer.backward(cotangent, cache)
+
+    def cotangent(self, purpose: str = "cotangent") -> Array:
+        return self.rng(purpose).normal(size=self.out_shape)
+
+    def direction(self, name: str) -> Array:
+        return self.rng(f"direction {name}").normal(size=self.differentiable[name])
+
+    def point(self) -> Arrays:
+        """Numbers away from every kink, and from each other, because a kink may be where two inputs meet."""
+        rng = self.rng("point")
+        values = {slot: rng.normal(size=shape) for slot, shape in self.parameters.items()}
+        sizes = dict(zip(self.domains, self.shapes, strict=True))
+        for domain in set(self.domains.values()):
+            names = [name for name in self.domains if self.domains[name] == domain]
+            drawn = DRAW[domain.kind](rng, self.layer, domain, sum(math.prod(sizes[name]) for name in names))
+            parts = np.split(drawn, np.cumsum([math.prod(sizes[name]) for name in names])[:-1])
+            values |= {name: part.reshape(sizes[name]) for name, part in zip(names, parts, strict=True)}
+        return values
+
+
+def separated(rng: np.random.Generator, size: int, low: float, high: float, avoid: Sequence[float]) -> Array:
+    """Numbers strictly between the bounds, in random order, no two close, and none close to those to avoid."""
+    grid, gap = np.linspace(low, high, 2 * (size + len(avoid)) + 1, retstep=True)
+    free = [each for each in grid[1:-1] if all(abs(each - other) > gap / 2 for other in avoid)]
+    return rng.choice(free, size, replace=False) + rng.uniform(-gap / 8, gap / 8, size)
+
+
+def draw_real(rng: np.random.Generator, layer: Layer, domain: Domain, size: int) -> Array:
+    """Edge values, never alone because a layer may be all but zero there, among numbers that reach past every kink."""
+    kinks = [kink.point for kink in layer.kinks]
+    edges = [each for each in layer.edges if each not in kinks][: size - 1]
+    reach = 2.5 + max(map(abs, kinks), default=0.0)
+    return rng.permutation([*edges, *separated(rng, size - len(edges), -reach, reach, [*kinks, *edges])])
+
+
+DRAW: dict[str, Callable[[np.random.Generator, Layer, Domain, int], Array]] = {
+    "real": draw_real,
+    "unit": lambda rng, layer, domain, size: separated(rng, size, 0.0, 1.0, [kink.point for kink in layer.kinks]),
+    "index": lambda rng, layer, domain, size: rng.integers(0, domain.classes, size),
+}
+
+
+def option_combinations(layer: Layer, shape: Shape) -> Iterator[dict[str, OptionValue]]:
+    names = [option.name for option in layer.options]
+    values = [VALUES[type(option.domain)](option.domain, shape) for option in layer.options]
+    return (layer.complete(dict(zip(names, each, strict=True)), shape) for each in product(*values))
+
+
+def companions(layer: Layer, shape: Shape, options: Mapping[str, OptionValue]) -> Iterator[tuple[Shape, ...]]:
+    """The shapes of all inputs but the first."""
+    counts = (1, 2, 3) if layer.variadic else (len(layer.arguments),)
+    return chain.from_iterable(
+        product(*(argument.shapes(shape, options) for argument in layer.arguments_for(count)[1:])) for count in counts
+    )
+
+
+def takes(layer: Layer, shapes: Sequence[Shape], options: Mapping[str, OptionValue]) -> bool:
+    try:
+        layer.output_shape(shapes, options)
+    except ShapeError:
+        return False
+    return True
+
+
+def cases(layer: Layer) -> Iterator[Case]:
+    for shape in SHAPES:
+        for options in option_combinations(layer, shape):
+            for others in companions(layer, shape, options):
+                if takes(layer, (shape, *others), options):
+                    yield Case(layer, tuple(options.items()), (shape, *others))
+
+
+CASES = [case for layer in LAYERS.values() for case in cases(layer)]
+KINKS = [(case, kink) for case in CASES for kink in case.layer.kinks]
+
+
+# The checks. Each raises AssertionError for a case whose backward function is not what it must be.
+
+
+def check_structure(case: Case) -> None:
+    """The output has the declared shape and numbers; there is one gradient per differentiable array, in its shape."""
+    values = case.point()
+    out, cache = case.forward(values)
+    assert np.shape(out) == case.out_shape, f"the output has shape {np.shape(out)}, not {case.out_shape}"
+    assert case.layer.codomain.contains(np.asarray(out)), f"the output leaves its codomain, {case.layer.codomain}"
+    gradients = case.layer.backward(case.cotangent(), cache)
+    assert set(gradients) == set(case.differentiable), f"gradients of {sorted(gradients)}"
+    for name, shape in case.differentiable.items():
+        got = np.asarray(gradients[name])
+        assert (got.shape, got.dtype) == (shape, np.float64), f"{name}: {got.dtype} of shape {got.shape}, not {shape}"
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The slope of sum(cotangent * out) along a direction: as measured, and as the gradient claims."""
+
+    measured: Array
+    claimed: Array
+    out: Array
+
+    @property
+    def error(self) -> float:
+        return float(abs(self.measured.sum() - self.claimed.sum()))
+
+    @property
+    def scale(self) -> float:
+        """The sum of the absolute terms: those of both sums and, for terms that cancel inside the layer, the output's.
+
+        Points and directions are of order one, so those inner terms are of the output's order (layer norm over two
+        numbers: its gradient is nearly zero, a difference of terms that are not).
+        """
+        return float(sum(abs(terms).sum() for terms in (self.measured, self.claimed, self.out)))
+
+
+def complex_slope(case: Case, values: Arrays, name: str, direction: Array) -> Array:
+    out, _ = case.forward(values | {name: values[name] + 1j * COMPLEX_STEP * direction})
+    return np.imag(out) / COMPLEX_STEP
+
+
+def central_slope(case: Case, values: Arrays, name: str, direction: Array) -> Array:
+    """Central differences at a step and at half of it, extrapolated to order four."""
+
+    def slope(step: float) -> Array:
+        above, _ = case.forward(values | {name: values[name] + step * direction})
+        below, _ = case.forward(values | {name: values[name] - step * direction})
+        return (above - below) / (2.0 * step)
+
+    return (4.0 * slope(STEP / 2) - slope(STEP)) / 3.0
+
+
+Measure = Callable[[Case, Arrays, str, Array], Array]
+
+
+def slopes(case: Case, measure: Measure) -> dict[str, Slopes]:
+    values, cotangent = case.point(), case.cotangent()
+    out, cache = case.forward(values)
+    gradients = case.layer.backward(cotangent, cache)
+    directions = {name: case.direction(name) for name in case.differentiable}
+    return {
+        name: Slopes(cotangent * measure(case, values, name, d), gradients[name] * d, cotangent * out)
+        for name, d in directions.items()
+    }
+
+
+def check_slopes(case: Case, measure: Measure, tolerance: float) -> None:
+    for name, each in slopes(case, measure).items():
+        assert each.error <= tolerance * each.scale, (
+            f"d{name}: off by {each.error:.1e}, {each.error / each.scale:.1e} of the terms; allowed: {tolerance:g}"
+        )
+
+
+def check_complex_step(case: Case) -> None:
+    check_slopes(case, complex_slope, COMPLEX_STEP_TOLERANCE)
+
+
+def check_differences(case: Case) -> None:
+    check_slopes(case, central_slope, DIFFERENCES_TOLERANCE)
+
+
+def check_linear(case: Case) -> None:
+    """B(a u + b v) = a B(u) + b B(v), and B(0) = 0 exactly."""
+    values = case.point()
+    out, cache = case.forward(values)
+    u, v, (a, b) = case.cotangent("u"), case.cotangent("v"), (1.7, -0.6)
+    of_u, of_v = case.layer.backward(u, cache), case.layer.backward(v, cache)
+    of_both, of_zero = case.layer.backward(a * u + b * v, cache), case.layer.backward(0.0 * u, cache)
+    inner = (abs(a * u * out) + abs(b * v * out)).sum()
+    for name in case.differentiable:
+        error = abs(of_both[name] - (a * of_u[name] + b * of_v[name])).max()
+        scale = abs(a * of_u[name]).max() + abs(b * of_v[name]).max() + inner
+        assert error <= LINEARITY_TOLERANCE * scale, f"d{name} is not linear in the cotangent: off by {error:.1e}"
+        assert not np.any(of_zero[name]), f"d{name} is not zero for a zero cotangent"
+
+
+def leaves(tree: Any) -> list[Any]:
+    """What nested tuples, lists and dicts hold."""
+    if isinstance(tree, dict):
+        return leaves([*tree, *tree.values()])
+    return [leaf for each in tree for leaf in leaves(each)] if isinstance(tree, tuple | list) else [tree]
+
+
+def identical(left: Any, right: Any) -> bool:
+    pairs = list(zip(leaves(left), leaves(right), strict=False))
+    return len(leaves(left)) == len(leaves(right)) and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def freeze(tree: Any) -> None:
+    for leaf in leaves(tree):
+        if isinstance(leaf, np.ndarray):
+            leaf.flags.writeable = False
+
+
+def check_pure(case: Case) -> None:
+    """Nothing is written to: not the inputs, not the cotangent, not the cache."""
+    values, cotangent = case.point(), np.asarray(case.cotangent())
+    given = copy.deepcopy((values, cotangent))
+    _, cache = case.forward(values)
+    assert identical(values, given[0]), "forward wrote to its inputs"
+    kept = copy.deepcopy(cache)
+    first = copy.deepcopy(case.layer.backward(cotangent, cache))
+    assert identical((values, cotangent), given), "backward wrote to the inputs or to its cotangent"
+    assert identical(cache, kept), "backward wrote to its cache"
+    assert identical(first, case.layer.backward(cotangent, cache)), "a second backward pass differs from the first"
+    check_writes_nothing(case, values, cotangent)
+
+
+def check_writes_nothing(case: Case, values: Arrays, cotangent: Array) -> None:
+    """Comparing copies does not see what is written and put back; read-only arrays do."""
+    freeze((values, cotangent))
+    try:
+        _, cache = case.forward(values)
+        freeze(cache)
+        case.layer.backward(cotangent, cache)
+    except ValueError as error:
+        raise AssertionError(f"a read-only array was written to: {error}") from error
+
+
+def one_sided_slopes(case: Case, values: Arrays, name: str, cotangent: Array, side: float) -> Array:
+    """The derivative of sum(cotangent * out) with respect to each element, as the limit from one side."""
+    here = (cotangent * case.forward(values)[0]).sum()
+
+    def slope(index: tuple[int, ...], step: float) -> float:
+        moved = values[name].copy()
+        moved[index] += side * step
+        there = (cotangent * case.forward(values | {name: moved})[0]).sum()
+        return float(side * (there - here) / step)
+
+    found = np.empty(values[name].shape)
+    for index in np.ndindex(found.shape):
+        found[index] = 2.0 * slope(index, ONE_SIDED_STEP / 2) - slope(index, ONE_SIDED_STEP)
+    return found
+
+
+def check_kink(case: Case, kink: Kink) -> None:
+    """At the kink the gradient is left + w (right - left), by default with the declared w; elsewhere w is idle."""
+    cotangent = case.cotangent()
+    values = case.point()
+    at_kink = values | {name: np.full(shape, kink.point) for name, shape in case.floating.items()}
+    mixed = [case.backward(at_kink, cotangent, **{kink.name: weight}) for weight in KINK_WEIGHTS]
+    for name in case.floating:
+        left, right = (one_sided_slopes(case, at_kink, name, cotangent, side) for side in (-1.0, 1.0))
+        # The right of the kink may be the left of a later argument: the target of an absolute error.
+        sides = [(left, right)] if name == next(iter(case.floating)) else [(left, right), (right, left)]
+        assert any(mixes(below, above, [each[name] for each in mixed]) for below, above in sides), (
+            f"d{name} at {kink.point}: not left + w (right - left), with left {left}, right {right}"
+        )
+    default = case.backward(at_kink, cotangent)
+    assert identical(default, case.backward(at_kink, cotangent, **{kink.name: kink.default})), "another default"
+    low, high = (case.backward(values, cotangent, **{kink.name: weight}) for weight in (0.0, 1.0))
+    assert identical(low, high), f"{kink.name} changes the gradient away from {kink.point}"
+
+
+def mixes(left: Array, right: Array, gradients: Sequence[Array]) -> bool:
+    wanted = [left + weight * (right - left) for weight in KINK_WEIGHTS]
+    return all(np.allclose(got, want, rtol=0.0, atol=1e-8) for got, want in zip(gradients, wanted, strict=True))
+
+
+# The proofs.
+
+
+def test_every_layer_has_cases() -> None:
+    """Companions that a layer declares must fit; a first shape may be refused only as a whole."""
+    for layer in LAYERS.values():
+        assert any(case.layer is layer for case in CASES), layer.name
+        for shape in SHAPES:
+            for options in option_combinations(layer, shape):
+                fits = {takes(layer, (shape, *others), options) for others in companions(layer, shape, options)}
+                assert len(fits) == 1, f"{layer.name}: {options} beside {shape}"
+
+
+def test_every_option_value_has_a_case() -> None:
+    """All that the table lists, and at least two of the values that depend on the input's shape."""
+    listed = {Choice: "values", Real: "examples"}
+    for layer in LAYERS.values():
+        for option in layer.options:
+            seen = {dict(case.options)[option.name] for case in CASES if case.layer is layer}
+            if type(option.domain) in listed:
+                assert seen == set(getattr(option.domain, listed[type(option.domain)])), f"{layer.name}: {option.name}"
+            else:
+                assert len(seen) >= 2, f"{layer.name}: {option.name}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_points_keep_away_from_kinks(case: Case) -> None:
+    """Both sides of the steps taken by differences stay in the domain, and cross no kink."""
+    values = case.point()
+    reach = {name: STEP * case.direction(name) for name in case.floating}
+    for name, moved in reach.items():
+        assert case.domains[name].contains(values[name] + moved)
+        assert case.domains[name].contains(values[name] - moved)
+    if case.layer.kinks:
+        numbers = [values[name].ravel() for name in case.floating]
+        taken = np.sort(np.concatenate([*numbers, [kink.point for kink in case.layer.kinks]]))
+        assert min(above - below for below, above in pairwise(taken)) > max(abs(each).max() for each in reach.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_structure(case: Case) -> None:
+    check_structure(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_complex_step(case: Case) -> None:
+    check_complex_step(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_differences(case: Case) -> None:
+    check_differences(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_linear_in_cotangent(case: Case) -> None:
+    check_linear(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_pure(case: Case) -> None:
+    check_pure(case)
+
+
+@pytest.mark.parametrize(("case", "kink"), KINKS, ids=[f"{case}-{kink.name}" for case, kink in KINKS])
+def test_kink(case: Case, kink: Kink) -> None:
+    check_kink(case, kink)
+
+
+# The checks refuse what is wrong.
+
+Gradients = dict[str, Any]
+
+
+def case_of(name: str, *shapes: Shape, **options: OptionValue) -> Case:
+    layer = LAYERS[name]
+    return Case(layer, tuple(layer.complete(options, shapes[0]).items()), shapes)
+
+
+def altered(case: Case, alter: Callable[[Gradients], Gradients]) -> Case:
+    """The case with a backward function whose result is altered."""
+    right = case.layer.backward
+    return replace(case, layer=replace(case.layer, backward=lambda dout, cache: alter(right(dout, cache))))
+
+
+def misled(case: Case, mislead: Callable[[Array], Array]) -> Case:
+    """The case with a backward function that sees another cotangent."""
+    right = case.layer.backward
+    return replace(case, layer=replace(case.layer, backward=lambda dout, cache: right(mislead(dout), cache)))
+
+
+def rewritten(case: Case, **functions: Callable[..., Any]) -> Case:
+    return replace(case, layer=replace(case.layer, **functions))
+
+
+def every(change: Callable[[Array], Any]) -> Callable[[Gradients], Gradients]:
+    return lambda gradients: {name: change(np.asarray(gradient)) for name, gradient in gradients.items()}
+
+
+def without_largest(gradient: Array) -> Array:
+    kept = np.array(gradient)
+    kept.flat[abs(kept).argmax()] = 0.0
+    return kept
+
+
+def telling(layer: Layer) -> Case:
+    """The layer's first case with several numbers, and a gradient that is nowhere all zero."""
+    return next(
+        case
+        for case in CASES
+        if case.layer is layer
+        and math.prod(case.shapes[0]) > 1
+        and all(np.any(each) for each in case.backward(case.point(), case.cotangent()).values())
+    )
+
+
+TELLING = [telling(layer) for layer in LAYERS.values()]
+
+WRONG_GRADIENTS: dict[str, Callable[[Gradients], Gradients]] = {
+    "sign flipped": every(lambda gradient: -gradient),
+    "one element zero": every(without_largest),
+    "all zero": every(np.zeros_like),
+    "scaled by 1 + 1e-6": every(lambda gradient: gradient * (1.0 + 1e-6)),
+    "not finite": every(lambda gradient: gradient * np.nan),
+}
+
+WRONG_STRUCTURES: dict[str, Callable[[Gradients], Gradients]] = {
+    "one missing": lambda gradients: dict(list(gradients.items())[1:]),
+    "one too many": lambda gradients: gradients | {"surplus": np.zeros(3)},
+    "None": every(lambda gradient: None),
+    "an axis too many": every(lambda gradient: gradient[None]),
+    "a lower precision": every(lambda gradient: gradient.astype(np.float32)),
+}
+
+WRONG_COTANGENTS: dict[str, Callable[[Array], Array]] = {
+    "its sign": np.sign,
+    "its square": np.square,
+    "squashed": np.tanh,
+    "normalised": lambda dout: dout / (1e-8 + abs(dout).max()),
+    "one element shifted": lambda dout: dout + 1e-9 * (np.arange(dout.size) == 0).reshape(dout.shape),
+}
+
+
+@pytest.mark.parametrize("check", [check_complex_step, check_differences])
+@pytest.mark.parametrize("fault", WRONG_GRADIENTS)
+@pytest.mark.parametrize("case", TELLING, ids=str)
+def test_slopes_refuse_wrong_gradients(case: Case, fault: str, check: Callable[[Case], None]) -> None:
+    with pytest.raises(AssertionError, match="of the terms; allowed"):
+        check(altered(case, WRONG_GRADIENTS[fault]))
+
+
+@pytest.mark.parametrize("fault", ["ones", *WRONG_COTANGENTS])
+@pytest.mark.parametrize("case", TELLING, ids=str)
+def test_slopes_refuse_wrong_cotangents(case: Case, fault: str) -> None:
+    with pytest.raises(AssertionError, match="of the terms; allowed"):
+        check_complex_step(misled(case, (WRONG_COTANGENTS | {"ones": np.ones_like})[fault]))
+
+
+@pytest.mark.parametrize("case", TELLING, ids=str)
+def test_complex_step_sees_the_last_digits(case: Case) -> None:
+    with pytest.raises(AssertionError, match="of the terms; allowed"):
+        check_complex_step(altered(case, every(lambda gradient: gradient * (1.0 + 1e-10))))
+
+
+@pytest.mark.parametrize("fault", WRONG_STRUCTURES)
+@pytest.mark.parametrize("case", TELLING, ids=str)
+def test_structure_refuses_wrong_gradients(case: Case, fault: str) -> None:
+    with pytest.raises(AssertionError, match=r"^gradients of|: (float32|float64|object) of shape"):
+        check_structure(altered(case, WRONG_STRUCTURES[fault]))
+
+
+@pytest.mark.parametrize("fault", WRONG_COTANGENTS)
+@pytest.mark.parametrize("case", TELLING, ids=str)
+def test_linearity_refuses_wrong_cotangents(case: Case, fault: str) -> None:
+    with pytest.raises(AssertionError, match=r"is not linear in the cotangent|is not zero for a zero cotangent"):
+        check_linear(misled(case, WRONG_COTANGENTS[fault]))
+
+
+def test_linearity_demands_exactly_zero() -> None:
+    with pytest.raises(AssertionError, match="dx is not zero for a zero cotangent"):
+        check_linear(altered(case_of("tanh", (2, 3)), every(lambda gradient: gradient + 1e-300)))
+
+
+def test_structure_refuses_a_gradient_of_class_indices() -> None:
+    case = case_of("cross_entropy", (2, 3), (2,), targets="classes")
+    with pytest.raises(AssertionError, match=r"gradients of \['target', 'x'\]"):
+        check_structure(altered(case, lambda gradients: gradients | {"target": np.zeros(2)}))
+
+
+def test_structure_refuses_an_undeclared_output() -> None:
+    softmax = case_of("softmax", (2, 3))
+    with pytest.raises(AssertionError, match=r"the output has shape \(6,\), not \(2, 3\)"):
+        check_structure(rewritten(softmax, forward=lambda x, axis: (x.ravel(), None)))
+    with pytest.raises(AssertionError, match="the output leaves its codomain, unit"):
+        check_structure(rewritten(softmax, forward=lambda x, axis: (x, None)))
+
+
+def bias_of_first_row(dout: Array, cache: Any) -> Gradients:
+    gradients = LAYERS["linear"].backward(dout, cache)
+    return gradients | {"bias": dout.reshape(-1, dout.shape[-1])[0]}
+
+
+def transposed_weight(dout: Array, cache: Any) -> Gradients:
+    gradients = LAYERS["linear"].backward(dout, cache)
+    return gradients | {"weight": gradients["weight"].T}
+
+
+def layer_norm_without(missing: str) -> Backward:
+    def backward(dout: Array, cache: Any) -> Gradients:
+        normalized, reciprocal, _, over = cache
+        terms = {
+            "mean": dout.mean(axis=over, keepdims=True),
+            "product": normalized * (dout * normalized).mean(axis=over, keepdims=True),
+        }
+        return {"x": reciprocal * (dout - sum(term for name, term in terms.items() if name != missing))}
+
+    return backward
+
+
+MISTAKES: dict[str, tuple[Case, Backward]] = {
+    "derivative left out": (case_of("tanh", (2, 3)), lambda dout, out: {"x": dout}),
+    "derivative at the output": (
+        case_of("softplus", (3,)),
+        lambda dout, x: {"x": dout / (1 + np.exp(-np.log1p(np.exp(x))))},
+    ),
+    "bias not summed": (case_of("linear", (2, 3), features=3), bias_of_first_row),
+    "weight transposed": (
+        case_of("linear", (2, 3), features=3),
+        transposed_weight,
+    ),
+    "softmax element by element": (
+        case_of("softmax", (2, 3)),
+        lambda dout, cache: {"x": dout * cache[0] * (1.0 - cache[0])},
+    ),
+    "layer norm without the mean": (case_of("layer_norm", (2, 3), affine=False), layer_norm_without("mean")),
+    "layer norm without the product": (case_of("layer_norm", (2, 3), affine=False), layer_norm_without("product")),
+    "broadcast partner not summed": (
+        case_of("add", (2, 3), (3,)),
+        lambda dout, cache: {"a": dout, "b": dout[0]},
+    ),
+    "second factor's gradient with the first's": (
+        case_of("multiply", (3,), (3,)),
+        lambda dout, cache: {"a": dout * cache[1], "b": dout * cache[1]},
+    ),
+    "sum instead of mean": (
+        case_of("mse", (2, 3), (2, 3), reduction="mean"),
+        lambda dout, cache: {"x": 2.0 * dout * cache[0], "target": -2.0 * dout * cache[0]},
+    ),
+    "target's sign": (
+        case_of("half_squared_error", (3,), (3,), reduction="none"),
+        lambda dout, cache: {"x": dout * cache[0], "target": dout * cache[0]},
+    ),
+    "parts swapped": (
+        case_of("concatenate", (3,), (3,), axis=0),
+        lambda dout, cache: {"x0": dout[3:], "x1": dout[:3]},
+    ),
+    "columns before rows": (
+        case_of("reshape", (2, 3), shape=(3, 2)),
+        lambda dout, shape: {"x": dout.reshape(shape, order="F")},
+    ),
+}
+
+
+@pytest.mark.parametrize("check", [check_complex_step, check_differences])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_slopes_refuse_mistakes(mistake: str, check: Callable[[Case], None]) -> None:
+    case, backward = MISTAKES[mistake]
+    check(case)
+    with pytest.raises(AssertionError, match="of the terms; allowed"):
+        check(rewritten(case, backward=backward))
+
+
+def scale_input(x: Array) -> tuple[Array, Array]:
+    out = np.tanh(x)
+    x *= 2.0
+    return out, out
+
+
+def write_back_input(x: Array) -> tuple[Array, Array]:
+    x += 0.0
+    return np.tanh(x), np.tanh(x)
+
+
+def scale_cotangent(dout: Array, out: Array) -> Gradients:
+    dout *= 1.0 - out * out
+    return {"x": dout}
+
+
+def write_back_cotangent(dout: Array, out: Array) -> Gradients:
+    dout *= 1.0
+    return {"x": dout * (1.0 - out * out)}
+
+
+def scale_cache(dout: Array, out: Array) -> Gradients:
+    out *= out
+    return {"x": dout * (1.0 - out)}
+
+
+def write_back_cache(dout: Array, out: Array) -> Gradients:
+    out *= 1.0
+    return {"x": dout * (1.0 - out * out)}
+
+
+def clear_cache(dout: Array, cache: Any) -> Gradients:
+    gradients = LAYERS["concatenate"].backward(dout, cache)
+    cache[0].clear()
+    return gradients
+
+
+class Momentum:
+    """A backward function that remembers its last result."""
+
+    def __init__(self) -> None:
+        self.last: Any = 0.0
+
+    def __call__(self, dout: Array, out: Array) -> Gradients:
+        self.last = 0.5 * self.last + dout * (1.0 - out * out)
+        return {"x": self.last}
+
+
+TANH = case_of("tanh", (2, 3))
+IMPURE: dict[str, tuple[Case, str]] = {
+    "forward scales its input": (rewritten(TANH, forward=scale_input), "forward wrote to its inputs"),
+    "forward writes its input back": (rewritten(TANH, forward=write_back_input), "a read-only array was written to"),
+    "backward scales its cotangent": (rewritten(TANH, backward=scale_cotangent), "to the inputs or to its cotangent"),
+    "backward writes its cotangent back": (rewritten(TANH, backward=write_back_cotangent), "a read-only array"),
+    "backward scales its cache": (rewritten(TANH, backward=scale_cache), "backward wrote to its cache"),
+    "backward writes its cache back": (rewritten(TANH, backward=write_back_cache), "a read-only array was written to"),
+    "backward empties a list": (
+        rewritten(case_of("concatenate", (3,), (3,)), backward=clear_cache),
+        "backward wrote to its cache",
+    ),
+    "backward remembers": (rewritten(TANH, backward=Momentum()), "a second backward pass differs from the first"),
+}
+
+
+@pytest.mark.parametrize("fault", IMPURE)
+def test_purity_refuses(fault: str) -> None:
+    case, message = IMPURE[fault]
+    with pytest.raises(AssertionError, match=message):
+        check_pure(case)
+
+
+def relu_at_zero(derivative: Callable[[Array, float], Array], default: float = 0.0) -> Case:
+    """ReLU with another derivative, a function of x and of the weight asked for."""
+
+    def forward(x: Array, *, at_zero: float = default) -> tuple[Array, tuple[Array, float]]:
+        return np.maximum(x, 0.0), (x, at_zero)
+
+    def backward(dout: Array, cache: tuple[Array, float]) -> Gradients:
+        return {"x": dout * derivative(*cache)}
+
+    return rewritten(case_of("relu", (2, 3)), forward=forward, backward=backward)
+
+
+def relu_derivative(x: Array, weight: float) -> Array:
+    return np.where(x == 0, weight, x > 0)
+
+
+NOT_BETWEEN = r"dx at 0.0: not left \+ w \(right - left\)"
+WRONG_KINKS: dict[str, tuple[Case, str]] = {
+    "weight ignored": (relu_at_zero(lambda x, weight: np.where(x == 0, 0.5, x > 0)), NOT_BETWEEN),
+    "weight of the other side": (relu_at_zero(lambda x, weight: relu_derivative(x, 1.0 - weight)), NOT_BETWEEN),
+    "weight squared": (relu_at_zero(lambda x, weight: relu_derivative(x, weight * weight)), NOT_BETWEEN),
+    "beyond the right": (relu_at_zero(lambda x, weight: relu_derivative(x, 2.0 * weight)), NOT_BETWEEN),
+    "another default": (relu_at_zero(relu_derivative, default=1.0), "another default"),
+    "weight used everywhere": (
+        relu_at_zero(lambda x, weight: np.where(x <= 0, weight, 1.0)),
+        "at_zero changes the gradient away from 0.0",
+    ),
+    "prediction and target swapped": (
+        altered(case_of("mae", (3,), (3,)), every(lambda gradient: -gradient)),
+        NOT_BETWEEN,
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_KINKS)
+def test_kink_check_refuses(fault: str) -> None:
+    case, message = WRONG_KINKS[fault]
+    (kink,) = case.layer.kinks
+    with pytest.raises(AssertionError, match=message):
+        check_kink(case, kink)
+
+
+def test_kink_check_accepts_relu_as_rewritten_here() -> None:
+    case = relu_at_zero(relu_derivative)
+    check_kink(case, *case.layer.kinks)
