@@ -100,7 +100,7 @@ class JaxAdapter(FunctionalAdapter):
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
     def version(self) -> str:
-        return str(jax.__version__)
+        return f"{jax.__version__} with optax {optax.__version__}"
 
     def run_node(self, node: Node, known: Arrays, tap: Any) -> Any:
         inputs = [known[source] for source in node.inputs]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,12 +171,13 @@ def _array(data: Any, dtype: str, what: str) -> np.ndarray:
         raise SpecError(f"{what} is not an array of numbers") from None
 
 
-def save_case(case: Case, path: Path) -> None:
-    """Write the spec, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+def save_case(case: Case, directory: Path, name: str) -> Path:
+    """Write the spec, whole or not at all, and return its path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / (re.sub(r"[^A-Za-z0-9_.-]", "-", name) + ".json")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(case.to_json()))
-    partial.replace(path)
+    return partial.replace(path)
 
 
 def load_case(path: Path, layers: Mapping[str, Layer]) -> Case:

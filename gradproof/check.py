@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from gradproof.drawing import BACKEND, MAX_NODES, Drawn, drawn_networks
 from gradproof.examination import FAILURES, Examination, Oracles, Row, Subject, examine, rows
 from gradproof.kinks import probed_subject, stale_divergences
 from gradproof.reference import LAYERS
-from gradproof.registry import load_adapter
+from gradproof.registry import load_adapters
 
 SCHEMA = 1
 NETWORKS = 300
@@ -59,8 +59,8 @@ class Disagreement:
 class Tally:
     """Counts for one adapter in one dtype.
 
-    networks: examined. unsupported: not run, because the adapter lacks a layer in this dtype. disagreeing and known: networks
-    with a disagreement, and with known divergences alone. gradients: tensors compared.
+    networks: examined. unsupported: not run, because the adapter lacks a layer in this dtype.
+    disagreeing, known: networks with a disagreement, with known divergences alone. gradients: tensors compared.
     elements, unverifiable, ill_conditioned: of all tensors. worst: the most noise units of a tensor that agrees.
     layers: layer name -> networks that it stood in. wrong_layers: layer name -> networks in which it was a culprit.
     """
@@ -92,7 +92,9 @@ class Tally:
         self.ill_conditioned += sum(check.ill_conditioned for check in checks)
         self.worst = max([self.worst, *(check.noise_units for check in checks if not check.kind)])
         self.layers.update({node.layer.name for node in examination.case.network.nodes})
-        self.wrong_layers.update({culprit.node.layer.name for culprit in examination.culprits if not culprit.divergence})
+        self.wrong_layers.update(
+            {culprit.node.layer.name for culprit in examination.culprits if not culprit.divergence}
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Stale:
 class Report:
     """The result of a check.
 
-    networks: drawn, each examined with every adapter in every dtype. conventions: adapter -> dtype -> layer -> kink -> weight.
+    networks: drawn, each examined with every adapter in every dtype.
+    conventions: adapter -> dtype -> layer -> kink -> weight of the right-hand derivative.
     examinations: those that disagreed and are not known, for the per-layer diff. interrupted: ended by Ctrl-C.
     """
 
@@ -152,8 +155,7 @@ class Report:
                 for adapter in self.adapters
             },
             "stale_divergences": [
-                {"adapter": each.adapter, "layer": each.divergence.layer, "dtype": each.dtype}
-                for each in self.stale
+                {"adapter": each.adapter, "layer": each.divergence.layer, "dtype": each.dtype} for each in self.stale
             ],
             "conventions": self.conventions,
             "interrupted": self.interrupted,
@@ -180,10 +182,9 @@ def check(
 
     Raises UsageError for an unknown dtype or layer, AdapterError for an adapter that cannot be used.
     """
-    _require_known("dtype", dtypes, DTYPES)
-    _require_known("layer", layers, LAYERS)
-    subjects = [load_adapter(each) if isinstance(each, str) else each for each in dict.fromkeys(adapters)]
-    run = Run(subjects, dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
+    require_known("dtype", dtypes, DTYPES)
+    require_known("layer", layers, LAYERS)
+    run = Run(load_adapters(adapters), dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
     started = time.monotonic()
 
     @hypothesis.seed(run.report.seed)
@@ -210,14 +211,18 @@ def check(
     return run.report
 
 
-def _require_known(what: str, names: Iterable[str], valid: Iterable[str]) -> None:
+def require_known(what: str, names: Iterable[str], valid: Iterable[str]) -> None:
+    """Raise UsageError for the first name that is not valid, with the valid ones."""
     for name in names:
         if name not in valid:
             raise UsageError(f"unknown {what} {name!r}; valid {what}s: {', '.join(valid)}")
 
 
 class Run:
-    """The adapters under test and the report that grows while networks are examined."""
+    """The adapters under test and the report that grows while networks are examined.
+
+    failures: where specs of disagreeing networks are written, None to write none.
+    """
 
     def __init__(
         self, adapters: Sequence[Adapter], dtypes: Sequence[str], seed: int, timeout: float, failures: Path | None
@@ -247,20 +252,23 @@ class Run:
         return found
 
     def examine(self, drawn: Drawn) -> list[Examination]:
-        """Examine every adapter on one drawn network, in every dtype, and keep count."""
-        found = []
-        for dtype, subjects in self._subjects.items():
-            oracles = Oracles(drawn.case(dtype))
-            for subject in subjects:
-                tally = self.report.tallies[subject.adapter.name, dtype]
-                if not subject.supports(drawn.network, dtype):
-                    tally.unsupported += 1
-                    continue
-                examination = examine(subject, oracles)
-                tally.add(examination)
-                self.record(examination)
-                found.append(examination)
+        """Examine every adapter on one drawn network, in every dtype."""
         self.report.networks += 1
+        return [each for dtype in self._subjects for each in self.examine_case(drawn.case(dtype))]
+
+    def examine_case(self, case: Case) -> list[Examination]:
+        """Examine every adapter on one case, and keep count."""
+        oracles = Oracles(case)
+        found = []
+        for subject in self._subjects[case.dtype]:
+            tally = self.report.tallies[subject.adapter.name, case.dtype]
+            if not subject.supports(case.network, case.dtype):
+                tally.unsupported += 1
+                continue
+            examination = examine(subject, oracles)
+            tally.add(examination)
+            self.record(examination)
+            found.append(examination)
         return found
 
     def record(self, examination: Examination) -> None:
@@ -279,16 +287,14 @@ class Run:
     def _save(self, examination: Examination) -> str | None:
         if self._failures is None:
             return None
-        layers = "-".join(culprit.node.layer.name for culprit in examination.culprits) or "composition"
+        layers = "-".join(dict.fromkeys(culprit.node.layer.name for culprit in examination.culprits)) or "composition"
         number = len(self.report.examinations) + 1
-        name = f"{examination.adapter}-{examination.case.dtype}-{layers}-{self.report.seed}-{number}.json"
-        path = self._failures / name.replace("/", "-")
-        save_case(examination.case, path)
-        return str(path)
+        name = f"{examination.adapter}-{examination.case.dtype}-{layers}-{self.report.seed}-{number}"
+        return str(save_case(examination.case, self._failures, name))
 
 
 def disagreements(examination: Examination, spec: str | None) -> list[Disagreement]:
-    """The wrong tensors of an examination, from the loss back, as records; `cause` where a known divergence explains it."""
+    """The wrong tensors from the loss back, with the `cause` where a known divergence explains one."""
     return [_disagreement(examination, row, spec) for row in rows(examination) if row.check.kind]
 
 
@@ -315,14 +321,10 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
 
 def replay(case: Case, adapters: Sequence[str | Adapter], timeout: float = TIMEOUT) -> Report:
     """Examine the adapters on one given case. Raises AdapterError for an adapter that cannot be used."""
-    loaded = [load_adapter(each) if isinstance(each, str) else each for each in dict.fromkeys(adapters)]
-    run = Run(loaded, [case.dtype], case.seed or 0, timeout, None)
+    run = Run(load_adapters(adapters), [case.dtype], case.seed or 0, timeout, None)
     started = time.monotonic()
     run.prepare()
-    for subject in run._subjects[case.dtype]:
-        examination = examine(subject, Oracles(replace(case)))
-        run.report.tallies[subject.adapter.name, case.dtype].add(examination)
-        run.record(examination)
+    run.examine_case(case)
     run.report.networks = 1
     run.report.seconds = time.monotonic() - started
     return run.report

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,6 @@ import numpy as np
 from gradproof.adapter import Adapter
 from gradproof.agreement import TensorCheck
 from gradproof.case import Case
-
-COMPARISONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "above": np.greater,
-    "below": np.less,
-    "at": np.equal,
-}
-FIELDS = {
-    "layer",
-    "dtype",
-    "argument",
-    "kinds",
-    "versions",
-    "max_relative_error",
-    "reason",
-    "link",
-    "witness",
-    *COMPARISONS,
-}
 
 
 class DivergenceError(ValueError):
@@ -45,24 +27,24 @@ class DivergenceError(ValueError):
 class Divergence:
     """One entry of a known-divergence file.
 
-    layer, dtypes: where it shows. argument: the layer's argument that the condition speaks of, and
-    comparison, bound: the condition itself ("above", 20.0).
-    kinds: what disagrees ("value", "gradient", "nonfinite"). versions: prefixes of the framework's version.
-    max_relative_error: how far it is off at most, as a share of the expected number.
+    layer, dtypes: where it shows. argument, between: it shows where this argument of the layer lies
+    between these two numbers (both included). kinds: what disagrees ("value", "gradient").
+    max_relative_error, max_absolute_error: how far it is off at most, as a share of the expected
+    number plus a number. versions: prefixes of the adapter's version.
     witness: argument -> number at which the divergence must show. reason, link: what it is, where it is told.
     """
 
     layer: str
     dtypes: tuple[str, ...]
     argument: str
-    comparison: str
-    bound: float
+    between: tuple[float, float]
     kinds: tuple[str, ...]
     versions: tuple[str, ...]
-    max_relative_error: float
     witness: Mapping[str, float]
     reason: str
     link: str
+    max_relative_error: float = 0.0
+    max_absolute_error: float = 0.0
 
     def applies(self, version: str, dtype: str) -> bool:
         return dtype in self.dtypes and version.startswith(self.versions)
@@ -73,15 +55,17 @@ class Divergence:
         wrong = [check for check in checks if check.kind]
         if node.layer.name != self.layer or not wrong:
             return False
-        held = COMPARISONS[self.comparison](case.exact_values[dict(node.sources)[self.argument]], self.bound)
+        low, high = self.between
+        argument = case.exact_values[dict(node.sources)[self.argument]]
+        held = (argument >= low) & (argument <= high)
         return all(self._explains(check, held) for check in wrong)
 
     def _explains(self, check: TensorCheck, held: np.ndarray) -> bool:
-        if check.kind not in self.kinds or check.wrong is None:
+        if check.kind not in self.kinds or check.wrong is None or check.max_error is None:
             return False
         located = (check.wrong <= held).all() if check.wrong.shape == held.shape else held.any()
-        size = abs(check.expected)
-        return bool(located and (check.max_error or 0.0) <= self.max_relative_error * size)
+        allowed = self.max_relative_error * abs(check.expected) + self.max_absolute_error
+        return bool(located and check.max_error <= allowed)
 
 
 def divergences_of(adapter: Adapter) -> tuple[Divergence, ...]:
@@ -100,13 +84,11 @@ def read_divergences(path: Path) -> tuple[Divergence, ...]:
 
 
 def _entry(entry: dict[str, Any], where: str) -> Divergence:
-    comparisons = [name for name in COMPARISONS if name in entry]
-    if len(comparisons) != 1:
-        raise DivergenceError(f"{where}: needs exactly one of {', '.join(COMPARISONS)}")
-    unknown, missing = entry.keys() - FIELDS, FIELDS - COMPARISONS.keys() - entry.keys()
+    known = {each.name: each.default is MISSING for each in fields(Divergence)}
+    unknown = sorted(entry.keys() - known.keys())
+    missing = sorted(name for name, required in known.items() if required and name not in entry)
     if unknown or missing:
-        raise DivergenceError(f"{where}: unknown {sorted(unknown) or 'none'}, missing {sorted(missing) or 'none'}")
-    (comparison,) = comparisons
-    rest = {name: entry[name] for name in FIELDS - COMPARISONS.keys()}
-    rest |= {name: tuple(entry[name]) for name in ("dtypes", "kinds", "versions")}
-    return Divergence(comparison=comparison, bound=float(entry[comparison]), **rest)
+        raise DivergenceError(f"{where}: unknown fields: {unknown or 'none'}, missing fields: {missing or 'none'}")
+    if not (isinstance(entry["between"], list) and len(entry["between"]) == 2):
+        raise DivergenceError(f"{where}: between must be [low, high], got {entry['between']!r}")
+    return Divergence(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})

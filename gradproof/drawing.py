@@ -41,13 +41,13 @@ from gradproof.reference import LAYERS
 
 MAX_NODES = 8
 
-SIZES = (3, 2, 1, 5, 8)
+SIZES = (3, 1, 5)
 """Lengths of axes, simplest first. Few, because JAX compiles once per shape."""
 
 SHAPES: tuple[Shape, ...] = (
-    *((2, 3), (2, 1), (1, 3), (3, 5), (5, 8)),
-    *((3,), (1,), (5,)),
-    *((2, 3, 2), (1, 2, 3), (2, 1, 5)),
+    *((2, 3), (3, 5), (1, 3), (2, 1)),
+    *((3,), (1,), (8,)),
+    *((2, 3, 2), (2, 1, 5)),
     *((2, 1, 3, 2), (1, 2, 2, 3)),
 )
 """Shapes of inputs, ranks 1 to 4, simplest first."""
@@ -98,7 +98,7 @@ def option_values(option: Option, shape: Shape) -> Strategy:
     return OPTION_STRATEGIES[type(option.domain)](option.domain, shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drawn:
     """A drawn network and what its numbers hang on.
 
@@ -110,6 +110,9 @@ class Drawn:
     seed: int
     edge_share: float
     scale: float
+
+    def __repr__(self) -> str:
+        return f"<{self.network}; seed={self.seed}, edge_share={self.edge_share}, scale={self.scale}>"
 
     def case(self, dtype: str) -> Case:
         """The numbers, drawn in this dtype."""
@@ -248,7 +251,7 @@ class _Growing:
             output = layer.output_shape(shapes, options)
         if math.prod(output) > MAX_ELEMENTS or len(output) > MAX_RANK:
             return source
-        name = f"{layer.name}{len(self.nodes) + 1}"
+        name = f"h{len(self.nodes) + 1}"
         slots = {slot: self._parameter(name, slot, size) for slot, size in layer.parameters(shapes, options).items()}
         self.nodes.append(Node.of(name, layer, *sources, parameters=slots, options=options))
         self.read.update(sources)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,14 +175,14 @@ def _culprits(subject: Subject, oracles: Oracles) -> Iterator[Culprit]:
 def one_node_case(oracles: Oracles, node: Node, conventions: Conventions) -> Case:
     """The case of one node alone, on the reference's inputs and cotangent rounded to the dtype."""
     case, oracle = oracles.case, oracles.under(conventions)
-    network = case.network.alone(node.name)
-    names = [*(each.name for each in network.inputs), *network.parameters]
+    network, stands_for = case.network.alone(node.name)
 
     def rounded(array: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
             return np.asarray(array).astype(case.dtype)
 
-    values = {name: case.values[name] if name in case.values else rounded(oracle.outputs[name]) for name in names}
+    known = {**{name: rounded(array) for name, array in oracle.outputs.items()}, **case.values}
+    values = {own: known[name] for own, name in stands_for.items()}
     return Case(network, case.dtype, values, rounded(oracle.gradients[node.name]), case.seed)
 
 
@@ -254,6 +254,8 @@ def _row(
 def _owner(check: TensorCheck, network: Network, guilty: Mapping[str, Culprit]) -> str:
     """The node that computed the tensor: a value's own node; for a gradient, a node that reads the tensor."""
     nodes = {node.name for node in network.nodes}
+    if check.kind in FAILURES:
+        return next(iter(guilty), network.output)
     readers = [name for name, _ in network.consumers.get(check.tensor, ())]
     if (check.role == "value" and check.tensor in nodes) or not readers:
         return check.tensor if check.tensor in nodes else network.output
@@ -269,5 +271,4 @@ def _backward_order(checks: Sequence[TensorCheck], network: Network) -> list[Ten
         name: max((position[reader] for reader, _ in readers), default=-1)
         for name, readers in network.consumers.items()
     }
-    rank: Callable[[TensorCheck], float] = lambda check: last_reader.get(check.tensor, len(position))  # noqa: E731
-    return values + sorted(gradients, key=rank)
+    return values + sorted(gradients, key=lambda check: last_reader.get(check.tensor, len(position)))

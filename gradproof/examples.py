@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.adapter import Adapter
+from gradproof.case import Case
 from gradproof.layer import UNIT
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS
@@ -54,6 +55,11 @@ class Example:
     @property
     def cotangent(self) -> np.ndarray:
         return np.ones(self.network.shapes[self.network.output])
+
+    def case(self, dtype: str) -> Case:
+        """The example as a case, its numbers rounded to the dtype."""
+        values = {name: value.astype(dtype) for name, value in self.values.items()}
+        return Case(self.network, dtype, values, self.cotangent.astype(dtype))
 
 
 def example(name: str) -> Example:
@@ -265,9 +271,7 @@ SQUARED_ERROR_2_2_1 = Example(
     ),
     values=_arrays(x1=[[0.5]], x2=[[0.8]], y=[[1.0]], w1=[[0.8]], w2=[[0.5]], w3=[[1.0]], w4=[[0.75]]),
     expected=Expected(
-        forward=_arrays(
-            h1=[[0.4]], h2=[[0.4]], from_h1=[[0.4]], from_h2=[[0.3]], prediction=[[0.7]], loss=0.09
-        ),
+        forward=_arrays(h1=[[0.4]], h2=[[0.4]], from_h1=[[0.4]], from_h2=[[0.3]], prediction=[[0.7]], loss=0.09),
         gradients=_arrays(
             prediction=[[-0.6]],
             from_h1=[[-0.6]],

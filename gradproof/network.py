@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gradproof.layer import REAL, Domain, Layer, Options, OptionValue, Shape, ShapeError
@@ -87,7 +87,7 @@ class Network:
         self._check_reached(set(self.shapes))
 
     def _check_names(self) -> None:
-        names = [each.name for each in (*self.inputs, *self.nodes)]
+        names = [each.name for each in self.inputs] + [node.name for node in self.nodes]
         names += sorted({parameter for node in self.nodes for _, parameter in node.parameters})
         for name in names:
             if names.count(name) > 1:
@@ -192,11 +192,20 @@ class Network:
     def node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
-    def alone(self, name: str) -> Network:
-        """The network of this one node, its inputs' names kept."""
+    def alone(self, name: str) -> tuple[Network, dict[str, str]]:
+        """The network of this one node, each argument with an input or parameter to itself.
+
+        Returns it with the tensor of this network that each of its inputs and parameters stands for.
+        """
         node = self.node(name)
-        inputs = tuple(Input(each, self.shapes[each], self.domain(each)) for each in dict.fromkeys(node.inputs))
-        return Network(inputs, (node,))
+        stands_for: dict[str, str] = {}
+        for argument, source in node.sources:
+            stands_for[source if source not in stands_for else f"{source} as {argument}"] = source
+        own = list(stands_for)
+        names, slots = own[: len(node.inputs)], own[len(node.inputs) :]
+        inputs = tuple(Input(each, self.shapes[stands_for[each]], self.domain(stands_for[each])) for each in names)
+        parameters = tuple((slot, own) for (slot, _), own in zip(node.parameters, slots, strict=True))
+        return Network(inputs, (replace(node, inputs=tuple(names), parameters=parameters),)), stands_for
 
     def __str__(self) -> str:
         return _Line(self).text

@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,19 @@ METHODS = ("version", "supports", "forward", "backward")
 def adapter_names() -> list[str]:
     """The names that `load_adapter` knows without a path."""
     return sorted(entry.name for entry in entry_points(group=GROUP))
+
+
+def load_adapters(names: Iterable[str | Adapter]) -> list[Adapter]:
+    """The adapters of these names (adapters pass as they are), each once.
+
+    Raises AdapterError where one cannot be had, or where two call themselves the same.
+    """
+    adapters = [load_adapter(each) if isinstance(each, str) else each for each in dict.fromkeys(names)]
+    own = [adapter.name for adapter in adapters]
+    for name in own:
+        if own.count(name) > 1:
+            raise AdapterError(f"two of the adapters are named {name!r}; give each a name of its own")
+    return adapters
 
 
 def load_adapter(name: str) -> Adapter:
@@ -44,6 +58,17 @@ def load_adapter(name: str) -> Adapter:
         ]
         raise AdapterError(f"{module_name} has no class {class_name!r}; its classes: {', '.join(classes) or 'none'}")
     return _instance(getattr(module, class_name), name)
+
+
+def describe_adapter(name: str) -> str:
+    """Its name and version, as far as they can be told without importing a framework."""
+    if ":" in name:
+        adapter = load_adapter(name)
+        return f"{adapter.name} {adapter.version()}"
+    try:
+        return f"{name} {version('numpy' if name == 'reference' else name)}"
+    except PackageNotFoundError:
+        return f"{name} not installed"
 
 
 def _load_registered(entry: EntryPoint) -> Adapter:

@@ -25,8 +25,8 @@ VALUE_WIDTH = 34  # three numbers of six digits
 DIFFERENCE_WIDTH = 7
 OFF_BY = "off by: the largest absolute difference from the reference"
 
+# Adapter name -> the array that it gives, None where it gives none.
 Sides = Mapping[str, np.ndarray | None]
-"""Adapter name -> the array that it gives, None where it gives none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +121,14 @@ def walk(example: Example, adapters: Iterable[Adapter] = (), dtype: str = "float
         dtype=dtype,
         adapters={adapter.name: adapter.version() for adapter in (NumpyReference(), *others)},
         forward=tuple(ForwardStep(node, outputs(node.name)) for node in network.nodes),
-        backward=tuple(
-            BackwardStep(node, gradients(node.name), completed(node)) for node in reversed(network.nodes)
-        ),
+        backward=tuple(BackwardStep(node, gradients(node.name), completed(node)) for node in reversed(network.nodes)),
         inputs={each.name: gradients(each.name) for each in network.inputs if each.domain.floating},
     )
 
 
 def _check_support(adapter: Adapter, example: Example, dtype: str) -> None:
     for node in example.network.nodes:
-        if not adapter.supports(node.layer, node.keywords, dtype):
+        if not adapter.supports(node.layer, dict(node.options), dtype):
             raise AdapterError(
                 f"{adapter.name} does not support {node.layer.name} in {dtype}, which {example.name} needs; "
                 "walk it with another adapter or dtype"

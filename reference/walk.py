@@ -63,8 +63,12 @@ class NumpyReference:
                     if argument not in local:
                         continue
                     arriving = _cast(local[argument], known[source].dtype)
-                    gradients[source] = gradients[source] + arriving if source in gradients else arriving
+                    gradients[source] = self.add_up(gradients.get(source), arriving)
         return gradients
+
+    def add_up(self, before: np.ndarray | None, arriving: np.ndarray) -> np.ndarray:
+        """What a tensor's gradient becomes when one more reader sends its part."""
+        return arriving if before is None else before + arriving
 
     def _row(self, node: Node) -> Row:
         return self._rows.get(node.layer.name, (node.layer.forward, node.layer.backward))

@@ -1,0 +1,34 @@
+# make conformance   validate torch and jax against the hand-written reference
+# make test          run every test
+# Both create .venv first and need nothing but Python and pip.
+
+PYTHON ?= python3
+NETWORKS ?= 300
+SEED ?= 1
+BIN = .venv/bin
+
+.PHONY: conformance test lint types benchmarks
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+conformance: .venv/installed
+	$(BIN)/gradproof check --adapter torch --adapter jax --networks $(NETWORKS) --seed $(SEED)
+
+test: .venv/installed
+	$(BIN)/pytest --numprocesses auto
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows the layout of an installed copy, not the editable finder.
+types: .venv/installed
+	rm -rf build/types build/lib
+	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy --package gradproof
+
+benchmarks: .venv/installed
+	$(BIN)/python benchmarks/throughput.py

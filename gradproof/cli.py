@@ -1,0 +1,291 @@
+"""The command line. Exit codes: 0 agreement, 1 disagreement, 2 usage or environment, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gradproof.adapter import Adapter, AdapterError
+from gradproof.case import DTYPES, SpecError, load_case
+from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, replay
+from gradproof.divergence import DivergenceError
+from gradproof.drawing import MAX_NODES
+from gradproof.examples import EXAMPLES, UnknownExampleError, example
+from gradproof.reference import LAYERS
+from gradproof.registry import adapter_names, load_adapter, load_adapters
+from gradproof.report import conventions_table, diff, summary
+from gradproof.support import layers_table, layers_to_json
+from gradproof.walk import render_walk, walk
+
+AGREEMENT, DISAGREEMENT, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+DEFAULT_ADAPTERS = ("torch", "jax")
+SHOWN_DIFFS = 5
+SECONDS_BETWEEN_LINES = 10.0
+
+ERRORS = (AdapterError, UsageError, SpecError, DivergenceError, UnknownExampleError)
+
+JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
+
+EXAMPLES_OF_USE = """\
+examples:
+  gradproof check                                       torch and jax on 300 random networks
+  gradproof check --adapter torch --layer gelu          only networks with a gelu in them
+  gradproof check --adapter my_backend.py:MyAdapter     your own adapter
+  gradproof replay gradproof-failures/SPEC.json --adapter torch
+  gradproof walk tanh_2_3_1 --adapter torch             one sweep of backpropagation, layer by layer
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if getattr(options, "jax_cache", None):
+        os.environ[JAX_CACHE_VARIABLE] = options.jax_cache
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except ERRORS as error:
+        print(f"gradproof: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("gradproof: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gradproof",
+        description="Check gradients: random networks through a hand-written backward pass and through a framework.",
+        epilog=EXAMPLES_OF_USE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_check(commands)
+    _add_layers(commands)
+    _add_replay(commands)
+    _add_walk(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=run)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
+    parser.add_argument(
+        "--jax-cache",
+        metavar="DIRECTORY",
+        help=f"where JAX keeps its compilations, or 'off' (default: a per-user cache, or ${JAX_CACHE_VARIABLE})",
+    )
+    return parser
+
+
+def _add_adapters(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--adapter",
+        metavar="A",
+        action="append",
+        help=f"{', '.join(adapter_names())}, package.module:Class or path/to/file.py:Class; repeatable ({default})",
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return value
+
+
+def _add_check(commands: Any) -> None:
+    text = "Draw random networks, and compare every gradient of every adapter with the hand-written reference."
+    parser = _command(commands, "check", _check, text)
+    _add_adapters(parser, f"default: {' and '.join(DEFAULT_ADAPTERS)}")
+    parser.add_argument("--networks", metavar="N", type=_count, default=NETWORKS, help=f"how many (default {NETWORKS})")
+    parser.add_argument(
+        "--seed", metavar="S", type=_seed, help="everything random hangs on it (default: a new one, printed)"
+    )
+    parser.add_argument("--dtype", metavar="D", action="append", help=f"{', '.join(DTYPES)}; repeatable (default: all)")
+    parser.add_argument("--layer", metavar="L", action="append", help="only networks with this layer; repeatable")
+    parser.add_argument(
+        "--max-nodes", metavar="N", type=_count, default=MAX_NODES, help=f"layers in a network (default {MAX_NODES})"
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=f"for one network (default {TIMEOUT:g})"
+    )
+    parser.add_argument(
+        "--failures",
+        metavar="DIRECTORY",
+        type=Path,
+        default=FAILURE_DIRECTORY,
+        help=f"where specs of disagreeing networks go (default {FAILURE_DIRECTORY})",
+    )
+
+
+def _add_layers(commands: Any) -> None:
+    text = "Show the table of layers: options, kinks, and which adapter supports them."
+    parser = _command(commands, "layers", _layers, text)
+    _add_adapters(parser, "default: all that are installed")
+
+
+def _add_replay(commands: Any) -> None:
+    parser = _command(commands, "replay", _replay, "Run one written network again and show its per-layer diff.")
+    parser.add_argument("spec", metavar="SPEC.json", type=Path, help="a spec that check wrote")
+    _add_adapters(parser, f"default: {' and '.join(DEFAULT_ADAPTERS)}")
+
+
+def _add_walk(commands: Any) -> None:
+    text = "Show one forward and one backward sweep of a worked example, layer by layer."
+    parser = _command(commands, "walk", _walk, text)
+    parser.add_argument("example", metavar="EXAMPLE", help=", ".join(EXAMPLES))
+    _add_adapters(parser, "default: the reference alone")
+
+
+def _check(options: argparse.Namespace) -> int:
+    console = Console()
+    with _progress(options.networks) as advance:
+        report = check(
+            options.adapter or DEFAULT_ADAPTERS,
+            networks=options.networks,
+            seed=options.seed,
+            dtypes=tuple(dict.fromkeys(options.dtype or DTYPES)),
+            layers=tuple(options.layer or ()),
+            max_nodes=options.max_nodes,
+            timeout=options.timeout,
+            failures=options.failures,
+            progress=advance,
+        )
+    return _show(report, options.json, console)
+
+
+def _show(report: Report, path: Path | None, console: Console) -> int:
+    _write_json(path, report.to_json())
+    for examination, spec in report.examinations[:SHOWN_DIFFS]:
+        console.print(diff(examination, report.adapters[examination.adapter], spec))
+        console.print()
+    hidden = len(report.examinations) - SHOWN_DIFFS
+    if hidden > 0:
+        console.print(f"... and {hidden} more networks that disagree: replay their specs to see them\n")
+    console.print("Conventions at kinks (weight of the right-hand derivative):")
+    console.print(conventions_table(report.conventions))
+    console.print()
+    console.print(summary(report))
+    if not report.agrees:
+        return DISAGREEMENT
+    return INTERRUPTED if report.interrupted else AGREEMENT
+
+
+def _replay(options: argparse.Namespace) -> int:
+    report = replay(load_case(options.spec, LAYERS), options.adapter or DEFAULT_ADAPTERS)
+    _write_json(options.json, report.to_json())
+    console = Console()
+    for examination, _ in report.examinations:
+        console.print(diff(examination, report.adapters[examination.adapter], str(options.spec)))
+        console.print()
+    console.print(summary(report, by_layer=False))
+    return AGREEMENT if report.agrees else DISAGREEMENT
+
+
+def _layers(options: argparse.Namespace) -> int:
+    adapters = _required(options.adapter) if options.adapter else _installed()
+    _write_json(options.json, layers_to_json(adapters))
+    Console().print(layers_table(adapters))
+    return AGREEMENT
+
+
+def _required(names: Sequence[str]) -> dict[str, Adapter | str]:
+    return {name: load_adapter(name) for name in names}
+
+
+def _installed() -> dict[str, Adapter | str]:
+    """Every registered adapter, or why it cannot be used here."""
+    found: dict[str, Adapter | str] = {}
+    for name in adapter_names():
+        try:
+            found[name] = load_adapter(name)
+        except AdapterError as error:
+            found[name] = str(error)
+    return found
+
+
+def _walk(options: argparse.Namespace) -> int:
+    shown = walk(example(options.example), load_adapters(options.adapter or ()))
+    _write_json(options.json, shown.to_json())
+    Console().print(render_walk(shown))
+    return AGREEMENT
+
+
+def _write_json(path: Path | None, data: Any) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(data, indent=1) + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {str(path)!r}: {error.strerror}") from None
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Report], None]]:
+    """A bar on a terminal, now and then a line elsewhere; both on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("networks", total=total)
+        yield lambda report: bar.update(task, completed=report.networks, description=_so_far(report))
+
+
+def _lines(total: int) -> Callable[[Report], None]:
+    last = time.monotonic()
+
+    def advance(report: Report) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(
+                f"{report.networks} of {total} {_so_far(report)}, {report.seconds:.0f} s", file=sys.stderr, flush=True
+            )
+
+    return advance
+
+
+def _so_far(report: Report) -> str:
+    wrong = len(report.examinations)
+    return f"networks, {wrong} disagree" if wrong else "networks"

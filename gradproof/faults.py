@@ -1,0 +1,379 @@
+"""Planted faults: mistakes that people make in a backward pass, each as an adapter that makes it.
+
+They are the reference with one row replaced, or with one step of its walk done wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradproof.adapter import Adapter, Forward
+from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference.common import unbroadcast
+from gradproof.reference.walk import Row
+
+Array = np.ndarray[Any, Any]
+Gradients = dict[str, Array]
+Change = Callable[[Gradients, Array, Any], Gradients]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake.
+
+    layer: the layer that must be named, None where the fault lies between the layers.
+    mistake: what is done wrong, in a sentence. make: the adapter that does it.
+    """
+
+    name: str
+    layer: str | None
+    mistake: str
+    make: Callable[[], Adapter]
+
+
+def _faulty_row(layer: str, change: Change) -> Row:
+    """The layer's pair, with its gradients changed by change(gradients, dout, cache)."""
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+    return forward, lambda dout, cache: change(backward(dout, cache), dout, cache)
+
+
+def _row_fault(name: str, layer: str, mistake: str, change: Change) -> Fault:
+    return Fault(name, layer, mistake, lambda: NumpyReference(rows={layer: _faulty_row(layer, change)}))
+
+
+def _pair_fault(name: str, layer: str, mistake: str, row: Row) -> Fault:
+    return Fault(name, layer, mistake, lambda: NumpyReference(rows={layer: row}))
+
+
+def _caching_the_input(layer: str, derivative: Callable[[Array], Array]) -> Row:
+    """An elementwise pair whose backward function has the input where it needs the output."""
+    forward = LAYERS[layer].forward
+    return lambda x: (forward(x)[0], x), lambda dout, x: {"x": dout * derivative(x)}
+
+
+def _only(key: str, compute: Callable[[Gradients, Array, Any], Array]) -> Change:
+    """Replace one gradient, where the layer has it."""
+    return lambda grads, dout, cache: {**grads, key: compute(grads, dout, cache)} if key in grads else grads
+
+
+def _scaled(factor: float) -> Change:
+    return lambda grads, dout, cache: {name: gradient * factor for name, gradient in grads.items()}
+
+
+def _first_element_zeroed(gradient: Array) -> Array:
+    flat = gradient.reshape(-1).copy()
+    flat[:1] = 0.0
+    return flat.reshape(gradient.shape)
+
+
+def _swap(first: str, second: str) -> Change:
+    return lambda grads, dout, cache: {**grads, first: grads[second], second: grads[first]}
+
+
+def _linear_weight_mean(grads: Gradients, dout: Array, cache: Any) -> Array:
+    return grads["weight"] / max(dout.size // dout.shape[-1], 1)
+
+
+def _layer_norm_first_term(grads: Gradients, dout: Array, cache: Any) -> Array:
+    _, reciprocal, weight, _ = cache
+    return reciprocal * (dout if weight is None else dout * weight)
+
+
+def _layer_norm_without_second_mean(grads: Gradients, dout: Array, cache: Any) -> Array:
+    _, reciprocal, weight, over = cache
+    g = dout if weight is None else dout * weight
+    return reciprocal * (g - g.mean(axis=over, keepdims=True))
+
+
+def _layer_norm_without_weight(grads: Gradients, dout: Array, cache: Any) -> Array:
+    normalized, reciprocal, _, over = cache
+    means = (dout.mean(axis=over, keepdims=True), (dout * normalized).mean(axis=over, keepdims=True))
+    return reciprocal * (dout - means[0] - normalized * means[1])
+
+
+def _batch_mean(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+    """Divide by the batch alone where the mean is over all elements."""
+    error, reduction = cache
+    per_row = error.size / error.shape[0]
+    return {name: gradient * per_row for name, gradient in grads.items()} if reduction == "mean" else grads
+
+
+def _sum_for_mean(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+    error, reduction = cache
+    return {name: gradient * error.size for name, gradient in grads.items()} if reduction == "mean" else grads
+
+
+def _first_cotangent(layer: str) -> Row:
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+    return forward, lambda dout, cache: backward(np.full_like(dout, dout.reshape(-1)[0]), cache)
+
+
+def _unit_cotangent(layer: str) -> Row:
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+    return forward, lambda dout, cache: backward(np.ones_like(dout), cache)
+
+
+def _softmax_again(grads: Gradients, dout: Array, cache: Any) -> Array:
+    probabilities = np.exp(cache[0])
+    return probabilities * (grads["x"] - (grads["x"] * probabilities).sum(axis=-1, keepdims=True))
+
+
+def _sigmoid_again(grads: Gradients, dout: Array, cache: Any) -> Array:
+    probabilities = 1.0 / (1.0 + np.exp(-np.clip(cache[0], -30.0, 30.0)))
+    return grads["x"] * probabilities * (1.0 - probabilities)
+
+
+def _input_mutated(x: Array, *, at_zero: float = 0.0) -> tuple[Array, Any]:
+    """ReLU in place: the forward pass overwrites what others still need."""
+    out, _ = LAYERS["relu"].forward(x, at_zero=at_zero)
+    np.copyto(x, out)
+    return out, (out, at_zero)
+
+
+ROW_FAULTS = (
+    _row_fault(
+        "relu_derivative_left_out", "relu", "the activation's derivative is left out", lambda g, dout, c: {"x": dout}
+    ),
+    _row_fault("elu_sign_flipped", "elu", "the gradient's sign is flipped", _scaled(-1.0)),
+    _row_fault(
+        "elu_alpha_left_out",
+        "elu",
+        "the slope below zero lacks alpha",
+        lambda g, dout, c: {"x": np.where(c[0] < 0, dout * np.exp(np.minimum(c[0], 0.0)), g["x"])},
+    ),
+    _row_fault(
+        "leaky_relu_slope_left_out",
+        "leaky_relu",
+        "the gradient below zero is zero, as for relu",
+        lambda g, dout, c: {"x": np.where(c[0] < 0, 0.0, g["x"])},
+    ),
+    _pair_fault(
+        "tanh_derivative_at_input",
+        "tanh",
+        "1 - x^2 is taken at the pre-activation",
+        _caching_the_input("tanh", lambda x: 1.0 - x * x),
+    ),
+    _pair_fault(
+        "sigmoid_derivative_at_input",
+        "sigmoid",
+        "x (1 - x) is taken at the pre-activation",
+        _caching_the_input("sigmoid", lambda x: x * (1.0 - x)),
+    ),
+    _row_fault(
+        "sigmoid_scaled_by_1e-6", "sigmoid", "the gradient is off by one part in a million", _scaled(1.0 + 1e-6)
+    ),
+    _row_fault("softplus_scaled_by_1e-3", "softplus", "the gradient is off by one part in a thousand", _scaled(1.001)),
+    _row_fault("silu_second_term_missing", "silu", "x s (1 - s) is missing", lambda g, dout, c: {"x": dout * c[1]}),
+    _row_fault("gelu_density_missing", "gelu", "x p(x) is missing", lambda g, dout, c: {"x": dout * c[1]}),
+    _pair_fault(
+        "gelu_approximated",
+        "gelu",
+        "the backward pass is that of the tanh approximation",
+        (
+            lambda x: (LAYERS["gelu"].forward(x)[0], LAYERS["gelu_tanh"].forward(x)[1]),
+            LAYERS["gelu_tanh"].backward,
+        ),
+    ),
+    _row_fault(
+        "softmax_element_by_element",
+        "softmax",
+        "softmax is treated as an elementwise function",
+        lambda g, dout, c: {"x": dout * c[0] * (1.0 - c[0])},
+    ),
+    _row_fault(
+        "log_softmax_sum_missing",
+        "log_softmax",
+        "the cotangents are not summed",
+        lambda g, dout, c: {"x": dout - np.exp(c[0]) * dout},
+    ),
+    _row_fault(
+        "linear_weight_mean", "linear", "the batch is averaged, not summed", _only("weight", _linear_weight_mean)
+    ),
+    _row_fault(
+        "linear_weight_transposed",
+        "linear",
+        "the weight's gradient is transposed",
+        _only("weight", lambda g, dout, c: g["weight"].T),
+    ),
+    _row_fault(
+        "linear_bias_not_summed",
+        "linear",
+        "the bias's gradient is that of the first row",
+        _only("bias", lambda g, dout, c: dout.reshape(-1, dout.shape[-1])[0]),
+    ),
+    _row_fault(
+        "linear_element_zeroed",
+        "linear",
+        "one element of the weight's gradient is zero",
+        _only("weight", lambda g, dout, c: _first_element_zeroed(g["weight"])),
+    ),
+    _row_fault(
+        "add_broadcast_averaged",
+        "add",
+        "a broadcast operand's gradient is averaged, not summed",
+        _only("b", lambda g, dout, c: g["b"] * (max(g["b"].size, 1) / max(dout.size, 1))),
+    ),
+    _row_fault(
+        "add_not_unbroadcast",
+        "add",
+        "a broadcast gradient keeps the output's shape",
+        _only("b", lambda g, dout, c: dout),
+    ),
+    _row_fault(
+        "subtract_sign_lost", "subtract", "the second operand's sign is lost", _only("b", lambda g, dout, c: -g["b"])
+    ),
+    _row_fault(
+        "multiply_swapped",
+        "multiply",
+        "each operand is multiplied by itself",
+        lambda g, dout, c: {name: unbroadcast(dout * x, x.shape) for name, x in zip(("a", "b"), c, strict=True)},
+    ),
+    _row_fault(
+        "concatenate_reversed",
+        "concatenate",
+        "the parts are handed back along the axis in reverse",
+        lambda g, dout, c: {name: np.flip(part, c[1]) for name, part in g.items()},
+    ),
+    _row_fault(
+        "reshape_column_major",
+        "reshape",
+        "the elements are read in column-major order",
+        lambda g, dout, c: {"x": dout.reshape(c, order="F")},
+    ),
+    _row_fault(
+        "layer_norm_first_term", "layer_norm", "only dout * weight / sigma is kept", _only("x", _layer_norm_first_term)
+    ),
+    _row_fault(
+        "layer_norm_second_mean_missing",
+        "layer_norm",
+        "the mean of g z is missing",
+        _only("x", _layer_norm_without_second_mean),
+    ),
+    _row_fault(
+        "layer_norm_weight_missing",
+        "layer_norm",
+        "the weight is left out of dx",
+        _only("x", _layer_norm_without_weight),
+    ),
+    _row_fault("mse_factor_two_missing", "mse", "the factor 2 is missing", _scaled(0.5)),
+    _row_fault("mse_batch_mean", "mse", "the mean is over the batch alone", _batch_mean),
+    _row_fault("half_squared_error_sum", "half_squared_error", "the sum is taken for the mean", _sum_for_mean),
+    _row_fault(
+        "mae_magnitude", "mae", "the sign is lost", lambda g, dout, c: {name: np.abs(x) for name, x in g.items()}
+    ),
+    _row_fault(
+        "bce_against_missing",
+        "bce",
+        "(1 - target) / (1 - x) is missing",
+        _only("x", lambda g, dout, c: np.where(c[1] < 1, 0.0, g["x"])),
+    ),
+    _row_fault(
+        "bce_target_forgotten", "bce", "the target gets no gradient", _only("target", lambda g, dout, c: 0.0 * g["x"])
+    ),
+    _row_fault(
+        "bce_with_logits_sigmoid_twice",
+        "bce_with_logits",
+        "the sigmoid's derivative is applied again",
+        _only("x", _sigmoid_again),
+    ),
+    _row_fault(
+        "cross_entropy_softmax_twice",
+        "cross_entropy",
+        "the softmax's derivative is applied again",
+        _only("x", _softmax_again),
+    ),
+    _pair_fault(
+        "cross_entropy_first_cotangent",
+        "cross_entropy",
+        "the loss is scaled by cotangent[0]",
+        _first_cotangent("cross_entropy"),
+    ),
+    _pair_fault("mse_cotangent_ignored", "mse", "the cotangent is taken as ones", _unit_cotangent("mse")),
+    _row_fault(
+        "identity_lower_precision",
+        "identity",
+        "the gradient is computed in float16",
+        lambda g, dout, c: {"x": dout.astype(np.float16).astype(dout.dtype)},
+    ),
+)
+
+
+class _WrongWalk(NumpyReference):
+    """The reference, which adds up wrongly what several readers of a tensor send back."""
+
+    def __init__(self, accumulate: Callable[[Array, Array], Array]) -> None:
+        super().__init__()
+        self._accumulate = accumulate
+
+    def add_up(self, before: Array | None, arriving: Array) -> Array:
+        return arriving if before is None else self._accumulate(before, arriving)
+
+
+WALK_FAULTS = (
+    Fault(
+        "fan_out_path_dropped",
+        None,
+        "of the paths that meet, and of the uses of a shared parameter, only the last one counts",
+        lambda: _WrongWalk(lambda before, arriving: arriving),
+    ),
+    Fault(
+        "fan_out_path_doubled",
+        None,
+        "of the paths that meet, one counts twice",
+        lambda: _WrongWalk(lambda before, arriving: before + 2.0 * arriving),
+    ),
+)
+
+
+class _Misbehaving(NumpyReference):
+    """The reference, whose gradients are spoilt on their way out wherever a layer takes part."""
+
+    def __init__(self, layer: str, spoil: Callable[[Gradients, str], Mapping[str, Any]]) -> None:
+        super().__init__()
+        self._layer = layer
+        self._spoil = spoil
+
+    def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, Any]:
+        gradients = super().backward(forward, cotangent)
+        for node in forward.tape[0].nodes:
+            if node.layer.name == self._layer:
+                gradients = dict(self._spoil(gradients, node.inputs[0]))
+        return gradients
+
+
+def _raise(gradients: Gradients, name: str) -> Gradients:
+    raise RuntimeError("the kernel is not implemented")
+
+
+def _hang(gradients: Gradients, name: str) -> Gradients:
+    while True:
+        time.sleep(0.01)
+
+
+def _misbehaviour(name: str, mistake: str, spoil: Callable[[Gradients, str], Mapping[str, Any]]) -> Fault:
+    return Fault(name, "tanh", mistake, lambda: _Misbehaving("tanh", spoil))
+
+
+MISBEHAVIOUR = {
+    "nonfinite": _misbehaviour("returns_nan", "a gradient is NaN", lambda g, name: {**g, name: g[name] * np.nan}),
+    "missing": _misbehaviour("returns_none", "a gradient is None", lambda g, name: {**g, name: None}),
+    "shape": _misbehaviour(
+        "wrong_shape", "a gradient has an axis too many", lambda g, name: {**g, name: g[name][None]}
+    ),
+    "dtype": _misbehaviour(
+        "wrong_dtype", "a gradient is in another dtype", lambda g, name: {**g, name: g[name].astype(np.float16)}
+    ),
+    "crash": _misbehaviour("raises", "the backward pass raises", _raise),
+    "timeout": _misbehaviour("hangs", "the backward pass does not return", _hang),
+    "mutated_input": _pair_fault(
+        "writes_to_its_input", "relu", "the input is overwritten", (_input_mutated, LAYERS["relu"].backward)
+    ),
+}
+"""The kind of verdict that each must get -> the fault."""
+
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*ROW_FAULTS, *WALK_FAULTS, *MISBEHAVIOUR.values())}

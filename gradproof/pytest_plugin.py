@@ -1,0 +1,158 @@
+"""The pytest plugin: options, one parametrised subject per adapter and dtype, a header and a summary.
+
+Registered by its `pytest11` entry point. It does nothing to tests that do not ask for its fixtures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:  # the harness is only imported when a test asks for it, so that other suites start fast
+    from gradproof.check import Run
+
+DEFAULT_ADAPTERS = ("reference", "torch", "jax")
+DEFAULT_NETWORKS = 50
+PROPERTY = "gradproof"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("gradproof", "gradient conformance (gradproof)")
+    group.addoption(
+        "--adapter", action="append", metavar="A", help="adapter to validate; repeatable (default: all built in)"
+    )
+    group.addoption("--dtype", action="append", metavar="D", help="float64 or float32; repeatable (default: both)")
+    group.addoption("--layer", action="append", metavar="L", help="draw only networks with this layer; repeatable")
+    group.addoption(
+        "--networks",
+        type=int,
+        metavar="N",
+        help=f"random networks per adapter and dtype (default {DEFAULT_NETWORKS})",
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one conformance test validates: an adapter, by name, in one dtype."""
+
+    adapter: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.adapter}-{self.dtype}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Unknown names end the session before it collects, with the valid ones."""
+    config.pluginmanager.register(Summary(), "gradproof-summary")
+    networks = config.getoption("--networks")
+    if networks is not None and networks < 1:
+        raise pytest.UsageError(f"--networks: expected an integer of at least 1, got {networks}")
+    if any(config.getoption(name) for name in ("--adapter", "--dtype", "--layer")):
+        _require_known_names(config)
+
+
+def _require_known_names(config: pytest.Config) -> None:
+    from gradproof.adapter import AdapterError
+    from gradproof.case import DTYPES
+    from gradproof.check import UsageError, require_known
+    from gradproof.reference import LAYERS
+    from gradproof.registry import load_adapter
+
+    try:
+        require_known("dtype", config.getoption("--dtype") or (), DTYPES)
+        require_known("layer", config.getoption("--layer") or (), LAYERS)
+        for name in config.getoption("--adapter") or ():
+            load_adapter(name)
+    except (AdapterError, UsageError) as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per adapter and dtype for every test that asks for a `target`."""
+    if "target" not in metafunc.fixturenames:
+        return
+    from gradproof.case import DTYPES
+
+    adapters: Sequence[str] = metafunc.config.getoption("--adapter") or DEFAULT_ADAPTERS
+    dtypes: Sequence[str] = metafunc.config.getoption("--dtype") or DTYPES
+    targets = [Target(adapter, dtype) for adapter in dict.fromkeys(adapters) for dtype in dict.fromkeys(dtypes)]
+    metafunc.parametrize("target", targets, ids=str)
+
+
+@pytest.fixture
+def gradproof_layers(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The layers named with --layer, none for all."""
+    return tuple(request.config.getoption("--layer") or ())
+
+
+@pytest.fixture
+def gradproof_networks(request: pytest.FixtureRequest) -> int:
+    """The number of networks asked for with --networks."""
+    return int(request.config.getoption("--networks") or DEFAULT_NETWORKS)
+
+
+@pytest.fixture
+def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Run]:
+    """A run for this target; what it counts appears in the terminal summary, from xdist workers too.
+
+    A built-in adapter whose framework is missing skips; one that was asked for by name is an error.
+    """
+    from gradproof.adapter import AdapterError
+    from gradproof.check import TIMEOUT, Run
+    from gradproof.registry import load_adapter
+
+    try:
+        adapter = load_adapter(target.adapter)
+    except AdapterError as error:
+        if request.config.getoption("--adapter"):
+            raise
+        pytest.skip(str(error))
+    run = Run([adapter], [target.dtype], 0, TIMEOUT, None)
+    yield run
+    for tally in run.report.tallies.values():
+        counts = (
+            f"{adapter.name} {adapter.version()}",
+            target.dtype,
+            run.report.networks,
+            tally.gradients,
+            tally.worst,
+        )
+        request.node.user_properties.append((PROPERTY, counts))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """The versions of the adapters that were asked for, or that are there."""
+    from gradproof.registry import describe_adapter
+
+    return "gradproof: " + ", ".join(map(describe_adapter, config.getoption("--adapter") or DEFAULT_ADAPTERS))
+
+
+class Summary:
+    """What the runs of all tests counted, printed at the end; reports carry it, so xdist workers count too."""
+
+    def __init__(self) -> None:
+        self.counted: dict[tuple[str, str], tuple[int, int, float]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "teardown":
+            return
+        for name, counts in report.user_properties:
+            if name == PROPERTY:
+                adapter, dtype, networks, gradients, worst = counts  # type: ignore[misc]
+                before = self.counted.get((adapter, dtype), (0, 0, 0.0))
+                self.counted[adapter, dtype] = (before[0] + networks, before[1] + gradients, max(before[2], worst))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """One line per adapter and dtype: networks, gradients compared, worst agreement in noise units."""
+        if not self.counted:
+            return
+        terminalreporter.section("gradproof")
+        for (adapter, dtype), (networks, gradients, worst) in sorted(self.counted.items()):
+            terminalreporter.write_line(
+                f"{adapter} {dtype}: {networks} networks, {gradients} gradients compared, "
+                f"worst agreement {worst:.1f} noise units"
+            )

@@ -1,0 +1,227 @@
+"""What a person reads: the per-layer diff of one examination, the summary of a run, the table of layers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradproof.check import TOO_LITTLE, Report, Tally
+from gradproof.examination import FAILURES, Examination, Row, rows
+
+WIDTH = 120
+"""Columns of a diff that goes into a note or a file."""
+
+STYLES = {
+    "WRONG HERE": "bold red",
+    "composition": "bold red",
+    "inherited": "yellow",
+    "known divergence": "cyan",
+    "agrees": "green",
+}
+
+
+def number(value: Any, digits: int = 9) -> str:
+    """A number with that many significant digits, anything else as text."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def tensor_label(row: Row) -> str:
+    """`out h` for a node's value, `d h` for the gradient with respect to it, `h` for an array that was given."""
+    if row.check.kind == "mutated_input":
+        return row.check.tensor
+    return f"{'out' if row.check.role == 'value' else 'd'} {row.check.tensor}"
+
+
+def headline(examination: Examination) -> str:
+    """The first thing that is wrong, in one sentence."""
+    where = f"{examination.adapter} {examination.case.dtype}"
+    found = rows(examination)
+    first = next((row for row in found if row.culprit and row.verdict != "known divergence"), None)
+    first = first or next((row for row in found if row.check.kind), None)
+    if first is None:
+        return f"{where}: every tensor agrees"
+    if first.verdict == "composition":
+        return f"{where}: every layer agrees alone; in the network, {_wrong(first)}{_readers(examination, first)}"
+    verdict = "diverges as known" if first.verdict == "known divergence" else "is wrong"
+    return f"{where}: {first.layer} (node {first.node}) {verdict}: {_wrong(first)}"
+
+
+def _wrong(row: Row) -> str:
+    check = row.check
+    if check.kind in FAILURES:
+        return f"{check.kind}: {check.got}"
+    if check.kind == "mutated_input":
+        return f"mutated_input: {check.tensor} was written to"
+    at = f" at {list(check.index)}" if check.index else ""
+    units = f" ({check.noise_units:.3g} noise units)" if check.index is not None else f" ({check.kind})"
+    return f"{tensor_label(row)}{at}: expected {number(check.expected)}, got {number(check.got)}{units}"
+
+
+def _readers(examination: Examination, row: Row) -> str:
+    readers = [node for node, _ in examination.case.network.consumers.get(row.check.tensor, ())]
+    return f"; the gradients that {', '.join(readers)} send to {row.check.tensor} add up wrongly" if readers[1:] else ""
+
+
+def diff_table(examination: Examination) -> Table:
+    """Every gradient from the loss back to the inputs, with its verdict; values only where they are wrong."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for name in ("node", "layer", "tensor", "shape"):
+        table.add_column(name, overflow="fold")
+    for name in ("worst error", "at", "expected", "got", "noise units"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    for row in rows(examination):
+        if row.check.role == "gradient" or row.check.kind:
+            table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: Row) -> Iterator[RenderableType]:
+    check = row.check
+    yield from (row.node, row.layer, tensor_label(row), str(list(check.shape)))
+    yield "" if check.max_error is None else f"{check.max_error:.2e}"
+    yield "" if check.index is None else str(list(check.index))
+    yield number(check.expected)
+    yield number(check.got)
+    yield "" if check.index is None else f"{check.noise_units:.3g}"
+    plain = check.kind is None or check.kind in ("value", "gradient")
+    yield Text(row.verdict if plain else f"{row.verdict}: {check.kind}", STYLES[row.verdict])
+
+
+def diff(examination: Examination, version: str, spec: str | None) -> Group:
+    """The per-layer diff: headline, table, and what is needed to see it again."""
+    case = examination.case
+    values_agree = not any(check.kind for check in examination.checks if check.role == "value")
+    forward = Text("forward: every value agrees" if values_agree else "forward: values disagree too, listed first")
+    again = f"gradproof replay {spec} --adapter {examination.adapter}" if spec else "no spec was written"
+    seed = "numbers given" if case.seed is None else f"numbers drawn from seed {case.seed}"
+    return Group(
+        Text(headline(examination), "bold"),
+        Text(f"network: {case.network}"),
+        forward,
+        diff_table(examination),
+        Text(f"{examination.adapter} {version}, {case.dtype}, {seed}"),
+        Text(f"replay: {again}"),
+    )
+
+
+def diff_text(examination: Examination, version: str, spec: str | None) -> str:
+    """The per-layer diff as plain text."""
+    target = io.StringIO()
+    Console(file=target, width=WIDTH, no_color=True, force_terminal=False).print(diff(examination, version, spec))
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
+
+
+def summary(report: Report, by_layer: bool = True) -> Group:
+    """Counts per adapter and dtype, then per layer, then everything that deserves a warning."""
+    parts: list[RenderableType] = [_tally_table(report)]
+    if by_layer:
+        parts += ["", _layer_table(report)]
+    parts += [Text(line, "yellow") for line in warnings(report)]
+    parts += ["", Text(closing_line(report), "bold green" if report.agrees else "bold red")]
+    return Group(*parts)
+
+
+def closing_line(report: Report) -> str:
+    verdict = "agreement" if report.agrees else f"{len(report.disagreements)} tensors disagree"
+    stale = f", {len(report.stale)} known divergences no longer show" if report.stale else ""
+    interrupted = "interrupted: " if report.interrupted else ""
+    return (
+        f"{interrupted}{verdict}{stale}: {report.networks} networks, {report.gradients_compared} gradients compared "
+        f"in {report.seconds:.1f} s, seed {report.seed}"
+    )
+
+
+def _tally_table(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("adapter")
+    table.add_column("dtype")
+    for name in ("networks", "gradients", "wrong", "known", "worst agreeing", "unverifiable", "ill-conditioned"):
+        table.add_column(name, justify="right")
+    for (adapter, dtype), tally in report.tallies.items():
+        table.add_row(f"{adapter} {report.adapters[adapter]}", dtype, *_counts(tally))
+    return table
+
+
+def _counts(tally: Tally) -> tuple[str, ...]:
+    return (
+        str(tally.networks),
+        str(tally.gradients),
+        str(tally.disagreeing),
+        str(tally.known),
+        f"{tally.worst:.1f} units",
+        f"{tally.unverifiable_share:.2%}",
+        f"{tally.ill_conditioned / max(tally.elements, 1):.2%}",
+    )
+
+
+def _layer_table(report: Report) -> Table:
+    """Layer by adapter and dtype: networks it stood in, and in how many it was wrong."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("networks with layer")
+    for adapter, dtype in report.tallies:
+        table.add_column(f"{adapter} {dtype}", justify="right")
+    seen = {name for tally in report.tallies.values() for name in (*tally.layers, *tally.wrong_layers)}
+    for layer in sorted(seen):
+        table.add_row(layer, *(_layer_cell(tally, layer) for tally in report.tallies.values()))
+    return table
+
+
+def _layer_cell(tally: Tally, layer: str) -> Text:
+    wrong = tally.wrong_layers[layer]
+    return Text(f"{wrong} WRONG of {tally.layers[layer]}", "bold red") if wrong else Text(str(tally.layers[layer]))
+
+
+def warnings(report: Report) -> list[str]:
+    """What a reader of a green summary must still know."""
+    lines = []
+    for each in report.stale:
+        entry = each.divergence
+        lines.append(
+            f"{each.adapter} {each.dtype}: the known divergence of {entry.layer} ({entry.reason}) no longer shows at "
+            f"{dict(entry.witness)}: remove its entry"
+        )
+    for (adapter, dtype), tally in report.tallies.items():
+        if tally.unverifiable_share > TOO_LITTLE:
+            share = f"{tally.unverifiable_share:.0%} of the elements overflow {dtype}"
+            lines.append(f"{adapter} {dtype}: verified too little: {share}")
+        if tally.unsupported:
+            lines.append(f"{adapter} {dtype}: {tally.unsupported} networks not run, for it lacks one of their layers")
+        if not tally.networks:
+            lines.append(f"{adapter} {dtype}: no network was examined")
+    lines += [f"known: {line}" for line in _known_counts(report)]
+    return lines
+
+
+def _known_counts(report: Report) -> list[str]:
+    causes = {(each.adapter, each.dtype, each.layer, each.cause) for each in report.known if each.cause}
+    return [
+        f"{adapter} {dtype} {layer}: {cause} ({sum(_is(each, adapter, dtype, cause) for each in report.known)} tensors)"
+        for adapter, dtype, layer, cause in sorted(causes, key=str)
+    ]
+
+
+def _is(each: Any, adapter: str, dtype: str, cause: str | None) -> bool:
+    return (each.adapter, each.dtype, each.cause) == (adapter, dtype, cause)
+
+
+def conventions_table(conventions: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> Table:
+    """The derivative each adapter chose at each kink, as a weight between the left and the right one."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    chosen: dict[tuple[str, str], dict[str, str]] = {}
+    columns = [f"{adapter} {dtype}" for adapter, dtypes in conventions.items() for dtype in dtypes]
+    for adapter, dtypes in conventions.items():
+        for dtype, layers in dtypes.items():
+            for layer, kinks in layers.items():
+                for kink, weight in kinks.items():
+                    chosen.setdefault((layer, kink), {})[f"{adapter} {dtype}"] = f"{weight:g}"
+    for name in ("layer", "kink", *columns):
+        table.add_column(name)
+    for (layer, kink), weights in chosen.items():
+        table.add_row(layer, kink, *(weights.get(column, "?") for column in columns))
+    return table

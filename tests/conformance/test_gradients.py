@@ -1,0 +1,59 @@
+"""The suite itself: every gradient of every adapter, on random networks, on kinks, and on worked examples.
+
+Run it against your own adapter with `pytest --pyargs gradproof.conformance --adapter my_module:MyAdapter`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from gradproof.case import save_case
+from gradproof.check import FAILURE_DIRECTORY, Run
+from gradproof.drawing import BACKEND, Drawn, drawn_networks
+from gradproof.examination import Examination
+from gradproof.examples import EXAMPLES
+from gradproof.pytest_plugin import Target
+from gradproof.report import diff_text, headline
+
+
+class DisagreementError(AssertionError):
+    """An adapter's tensors do not agree with the reference; the note holds the per-layer diff."""
+
+
+def require_agreement(run: Run, found: list[Examination]) -> None:
+    __tracebackhide__ = True
+    for examination in found:
+        if not (examination.agrees or examination.known):
+            name = f"pytest-{examination.adapter}-{examination.case.dtype}"
+            spec = save_case(examination.case, FAILURE_DIRECTORY, name)
+            error = DisagreementError(headline(examination))
+            error.add_note(diff_text(examination, run.report.adapters[examination.adapter], str(spec)))
+            raise error
+
+
+def test_every_gradient_agrees(gradproof_run: Run, gradproof_networks: int, gradproof_layers: tuple[str, ...]) -> None:
+    gradproof_run.prepare()
+
+    @settings(backend=BACKEND, max_examples=gradproof_networks, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(drawn_networks(gradproof_layers))
+    def every_gradient_agrees(drawn: Drawn) -> None:
+        __tracebackhide__ = True
+        require_agreement(gradproof_run, gradproof_run.examine(drawn))
+
+    every_gradient_agrees()
+
+
+def test_the_derivative_at_every_kink_is_a_valid_one(gradproof_run: Run) -> None:
+    require_agreement(gradproof_run, gradproof_run.prepare())
+
+
+def test_every_known_divergence_still_shows(gradproof_run: Run) -> None:
+    gradproof_run.prepare()
+    assert not gradproof_run.report.stale, "remove these entries from the adapter's known-divergence file"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_worked_example_agrees(gradproof_run: Run, target: Target, name: str) -> None:
+    gradproof_run.prepare()
+    require_agreement(gradproof_run, gradproof_run.examine_case(EXAMPLES[name].case(target.dtype)))

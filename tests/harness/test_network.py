@@ -1,0 +1,536 @@
+"""The Network value: equality, the one-line rendering, what is derived from it, and every refusal."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from gradproof.layer import REAL, UNIT, OptionValue, index_domain
+from gradproof.network import Input, Network, NetworkError, Node
+from gradproof.reference import LAYERS
+
+X = Input("x", (2, 3))
+Y = Input("y", (2, 3))
+
+
+def node(name: str, layer: str, *inputs: str, parameters: str = "", **options: OptionValue) -> Node:
+    """A node; its parameters are written "slot:name slot:name"."""
+    pairs = dict(pair.split(":") for pair in parameters.split())
+    return Node.of(name, LAYERS[layer], *inputs, parameters=pairs, options=options)
+
+
+def linear(name: str, source: str, suffix: str = "", features: int = 3) -> Node:
+    """A linear node whose parameters are w and b, each with the suffix."""
+    return node(name, "linear", source, parameters=f"weight:w{suffix} bias:b{suffix}", features=features)
+
+
+def network(*parts: Input | Node) -> Network:
+    inputs = tuple(part for part in parts if isinstance(part, Input))
+    return Network(inputs, tuple(part for part in parts if isinstance(part, Node)))
+
+
+def residual(features: int = 3) -> Network:
+    return network(
+        X,
+        Input("target", (2, 3)),
+        linear("h", "x", features=features),
+        node("active", "tanh", "h"),
+        node("sum", "add", "x", "active"),
+        node("loss", "mse", "sum", "target", reduction="sum"),
+    )
+
+
+def classifier() -> Network:
+    return network(
+        X,
+        Input("target", (2,), index_domain(4)),
+        linear("logits", "x", features=4),
+        node("loss", "cross_entropy", "logits", "target"),
+    )
+
+
+# A value.
+
+
+def test_equal_networks_are_equal_and_hash_alike() -> None:
+    assert residual() == residual()
+    assert hash(residual()) == hash(residual())
+    assert len({residual(), residual(), classifier()}) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        network(X, node("a", "softmax", "x", axis=0)),
+        network(X, node("other", "softmax", "x")),
+        network(X, node("a", "log_softmax", "x")),
+        network(Input("x", (2, 4)), node("a", "softmax", "x")),
+        network(Input("x", (2, 3), UNIT), node("a", "softmax", "x")),
+        network(Input("other", (2, 3)), node("a", "softmax", "other")),
+        network(X, node("first", "tanh", "x"), node("a", "softmax", "first")),
+    ],
+    ids=["option", "node name", "layer", "shape", "domain", "input name", "another node"],
+)
+def test_networks_that_differ_are_unequal(other: Network) -> None:
+    assert other != network(X, node("a", "softmax", "x"))
+
+
+def test_a_given_default_equals_an_omitted_one() -> None:
+    assert network(X, node("a", "softmax", "x", axis=-1)) == network(X, node("a", "softmax", "x"))
+
+
+def test_the_order_of_given_options_does_not_matter() -> None:
+    assert node("a", "layer_norm", "x", affine=False, axes=2) == node("a", "layer_norm", "x", axes=2, affine=False)
+
+
+def test_what_is_derived_does_not_change_equality() -> None:
+    used, fresh = residual(), residual()
+    assert (str(used), used.differentiable[0]) == (str(residual()), "x")
+    assert vars(used).keys() > vars(fresh).keys()
+    assert used == fresh
+    assert hash(used) == hash(fresh)
+
+
+def test_a_network_cannot_be_changed() -> None:
+    each = residual()
+    with pytest.raises(FrozenInstanceError):
+        each.nodes = ()  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        each.nodes[0].name = "other"  # type: ignore[misc]
+
+
+def test_a_network_survives_pickling() -> None:
+    copied = pickle.loads(pickle.dumps(residual()))
+    assert copied == residual()
+    assert hash(copied) == hash(residual())
+
+
+# One line.
+
+RENDERED: dict[str, tuple[Network, str]] = {
+    "one node": (network(X, node("out", "relu", "x")), "x[2,3] -> relu"),
+    "a chain": (
+        network(X, linear("h", "x", "1", 4), node("a", "tanh", "h"), linear("out", "a", "2", 2)),
+        "x[2,3] -> linear(4) -> tanh -> linear(2)",
+    ),
+    "a residual branch": (
+        residual(),
+        "x[2,3] -> linear(3) -> tanh as active; x -> add(active) -> mse(target[2,3], reduction=sum)",
+    ),
+    "a fan-out": (
+        network(X, node("h", "tanh", "x"), node("a", "silu", "h"), node("out", "subtract", "h", "a")),
+        "x[2,3] -> tanh as h; h -> silu as a; h -> subtract(a)",
+    ),
+    "two branches": (
+        network(
+            X,
+            Y,
+            node("a", "tanh", "x"),
+            node("b", "relu", "a"),
+            node("c", "sigmoid", "y"),
+            node("out", "concatenate", "b", "c", "a", axis=0),
+        ),
+        "x[2,3] -> tanh as a; a -> relu as b; y[2,3] -> sigmoid as c; b -> concatenate(c, a, axis=0)",
+    ),
+    "the second argument flows in": (
+        network(X, Y, node("a", "tanh", "x"), node("out", "subtract", "y", "a")),
+        "x[2,3] -> tanh as a; y[2,3] -> subtract(a)",
+    ),
+    "an input twice": (network(X, node("out", "multiply", "x", "x")), "x[2,3] -> multiply(x)"),
+    "a node twice": (
+        network(X, node("h", "tanh", "x"), node("out", "multiply", "h", "h")),
+        "x[2,3] -> tanh as h; h -> multiply(h)",
+    ),
+    "a shared weight": (
+        network(X, linear("h", "x"), node("a", "tanh", "h"), linear("out", "a")),
+        "x[2,3] -> linear(3, weight:w, bias:b) -> tanh -> linear(3, weight:w, bias:b)",
+    ),
+    "a weight shared alone": (
+        network(
+            X,
+            linear("h", "x"),
+            node("out", "linear", "h", parameters="weight:w bias:other", features=3),
+        ),
+        "x[2,3] -> linear(3, weight:w) -> linear(3, weight:w)",
+    ),
+    "a parameter in two slots": (
+        network(X, node("out", "layer_norm", "x", parameters="weight:p bias:p")),
+        "x[2,3] -> layer_norm(weight:p, bias:p)",
+    ),
+    "several inputs": (
+        network(
+            X,
+            Input("row", (3,)),
+            Input("scale", ()),
+            node("sum", "add", "x", "row"),
+            node("out", "multiply", "scale", "sum"),
+        ),
+        "x[2,3] -> add(row[3]) as sum; scale[] -> multiply(sum)",
+    ),
+    "class indices": (classifier(), "x[2,3] -> linear(4) -> cross_entropy(target[2])"),
+    "a required option of several numbers": (
+        network(X, node("out", "reshape", "x", shape=(3, 2))),
+        "x[2,3] -> reshape((3,2))",
+    ),
+    "options off their defaults": (
+        network(X, node("out", "layer_norm", "x", axes=2, eps=1e-3, affine=False)),
+        "x[2,3] -> layer_norm(axes=2, eps=0.001, affine=False)",
+    ),
+    "options at their defaults": (
+        network(X, node("out", "layer_norm", "x", axes=1, eps=1e-5, parameters="weight:g bias:h")),
+        "x[2,3] -> layer_norm",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_one_line(name: str) -> None:
+    each, line = RENDERED[name]
+    assert str(each) == line
+
+
+# What is derived.
+
+
+def test_shapes_of_everything_in_a_residual_network() -> None:
+    assert residual().shapes == {
+        "x": (2, 3),
+        "target": (2, 3),
+        "w": (3, 3),
+        "b": (3,),
+        "h": (2, 3),
+        "active": (2, 3),
+        "sum": (2, 3),
+        "loss": (),
+    }
+
+
+def test_parameters_in_order_of_first_use() -> None:
+    each = network(X, linear("h", "x", "2", 4), linear("g", "h", "1", 3), linear("out", "g", "2", 4))
+    assert list(each.parameters.items()) == [("w2", (4, 3)), ("b2", (4,)), ("w1", (3, 4)), ("b1", (3,))]
+
+
+def test_differentiable_names_leave_out_class_indices() -> None:
+    assert classifier().differentiable == ("x", "w", "b", "logits", "loss")
+    assert residual().differentiable == ("x", "target", "w", "b", "h", "active", "sum", "loss")
+
+
+def test_consumers_name_the_argument_or_slot_that_reads() -> None:
+    each = network(X, node("a", "multiply", "x", "x"), node("out", "layer_norm", "a", parameters="weight:p bias:p"))
+    assert each.consumers == {
+        "x": (("a", "a"), ("a", "b")),
+        "a": (("out", "x"),),
+        "p": (("out", "weight"), ("out", "bias")),
+        "out": (),
+    }
+
+
+def test_sources_number_the_inputs_of_a_variadic_layer() -> None:
+    assert node("out", "concatenate", "x", "y", "x").sources == (("x0", "x"), ("x1", "y"), ("x2", "x"))
+    assert linear("h", "x").sources == (("x", "x"), ("weight", "w"), ("bias", "b"))
+
+
+def test_keywords_are_the_options_that_do_more_than_decide_shapes() -> None:
+    assert node("a", "layer_norm", "x", affine=False).keywords == {"axes": 1, "eps": 1e-5}
+    assert linear("h", "x").keywords == {}
+
+
+def test_domains() -> None:
+    each = network(X, Input("target", (2, 3), UNIT), node("p", "sigmoid", "x"), node("loss", "bce", "p", "target"))
+    assert {name: each.domain(name) for name in each.shapes} == {"x": REAL, "target": UNIT, "p": UNIT, "loss": REAL}
+    assert classifier().domain("target") == index_domain(4)
+    assert classifier().domain("w") == REAL
+
+
+def test_the_last_node_is_the_output() -> None:
+    assert residual().output == "loss"
+
+
+def test_node_finds_by_name() -> None:
+    assert residual().node("active") == node("active", "tanh", "h")
+
+
+# One node alone.
+
+
+def test_alone_makes_inputs_of_what_the_node_reads() -> None:
+    assert residual().alone("sum") == network(X, Input("active", (2, 3)), node("sum", "add", "x", "active"))
+
+
+def test_alone_keeps_parameters_and_options() -> None:
+    assert residual().alone("h") == network(X, linear("h", "x"))
+    assert residual().alone("loss") == network(
+        Input("sum", (2, 3)), Input("target", (2, 3)), node("loss", "mse", "sum", "target", reduction="sum")
+    )
+
+
+def test_alone_keeps_domains() -> None:
+    each = network(X, Input("t", (2, 3), UNIT), node("p", "sigmoid", "x"), node("loss", "bce", "p", "t"))
+    assert each.alone("loss").inputs == (Input("p", (2, 3), UNIT), Input("t", (2, 3), UNIT))
+    assert classifier().alone("loss").inputs[1] == Input("target", (2,), index_domain(4))
+
+
+def test_alone_has_one_input_for_what_is_read_twice() -> None:
+    each = network(X, node("h", "tanh", "x"), node("out", "multiply", "h", "h"))
+    assert each.alone("out") == network(Input("h", (2, 3)), node("out", "multiply", "h", "h"))
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_every_node_can_stand_alone(name: str) -> None:
+    each, _ = RENDERED[name]
+    for inner in each.nodes:
+        alone = each.alone(inner.name)
+        assert alone.nodes == (inner,)
+        assert alone.shapes == {kept: each.shapes[kept] for kept in alone.shapes}
+
+
+# Refusals. Each network is built inside the test, because building it is what must fail.
+
+
+def beside(layer: str, *others: Input, **options: OptionValue) -> Callable[[], Network]:
+    """The layer on x and the other inputs."""
+    return lambda: network(X, *others, node("a", layer, "x", *(each.name for each in others), **options))
+
+
+def of(*parts: Input | Node) -> Callable[[], Network]:
+    return lambda: network(*parts)
+
+
+REFUSED: dict[str, tuple[Callable[[], Network], str]] = {
+    "no node": (of(X), "a network needs at least one node"),
+    # Options.
+    "unknown option": (
+        beside("softmax", dim=1),
+        "node 'a' (softmax): unknown option 'dim'; valid options: axis",
+    ),
+    "unknown option of several": (
+        beside("layer_norm", epsilon=1e-5),
+        "node 'a' (layer_norm): unknown option 'epsilon'; valid options: axes, eps, affine",
+    ),
+    "unknown option of none": (
+        beside("relu", inplace=True),
+        "node 'a' (relu): unknown option 'inplace'; valid options: none",
+    ),
+    "missing option": (beside("linear"), "node 'a' (linear): option 'features' must be given"),
+    "axis": (
+        beside("softmax", axis=2),
+        "node 'a' (softmax): option axis=2: expected an axis of an input of shape [2, 3]: -2 to 1",
+    ),
+    "negative axis": (
+        beside("softmax", axis=-3),
+        "node 'a' (softmax): option axis=-3: expected an axis of an input of shape [2, 3]: -2 to 1",
+    ),
+    "trailing axes": (
+        beside("layer_norm", axes=3, affine=False),
+        "node 'a' (layer_norm): option axes=3: expected from 1 to 2 trailing axes of an input of shape [2, 3]",
+    ),
+    "choice": (
+        beside("mse", Y, reduction="average"),
+        "node 'a' (mse): option reduction='average': expected one of 'mean', 'none', 'sum'",
+    ),
+    "choice of another type": (
+        beside("linear", features=2, use_bias=0),
+        "node 'a' (linear): option use_bias=0: expected one of True, False",
+    ),
+    "size": (
+        beside("linear", features=0),
+        "node 'a' (linear): option features=0: expected an integer of at least 1",
+    ),
+    "size of another type": (
+        beside("linear", features=2.0),
+        "node 'a' (linear): option features=2.0: expected an integer of at least 1",
+    ),
+    "number out of bounds": (
+        beside("elu", alpha=10.5),
+        "node 'a' (elu): option alpha=10.5: expected a number from -10 to 10",
+    ),
+    "not a number": (
+        beside("elu", alpha=float("nan")),
+        "node 'a' (elu): option alpha=nan: expected a number from -10 to 10",
+    ),
+    "new shape": (
+        beside("reshape", shape=(4, 2)),
+        "node 'a' (reshape): option shape=(4, 2): expected a shape with 6 elements, as many as the input of "
+        "shape [2, 3]",
+    ),
+    # The graph.
+    "dangling input": (
+        of(X, node("a", "relu", "missing")),
+        "node 'a': its input 'missing' is neither an input nor a node",
+    ),
+    "parameter as input": (
+        of(X, linear("h", "x"), node("a", "relu", "w")),
+        "node 'a': its input 'w' is neither an input nor a node",
+    ),
+    "later node": (
+        of(X, node("a", "relu", "b"), node("b", "tanh", "x")),
+        "node 'a': its input 'b' stands later; list nodes in forward order",
+    ),
+    "cycle of one": (
+        of(X, node("a", "add", "x", "a")),
+        "node 'a' reads its own output, a cycle: a <- a",
+    ),
+    "cycle of two": (
+        of(X, node("a", "add", "x", "b"), node("b", "relu", "a")),
+        "node 'a' reads its own output, a cycle: a <- b <- a",
+    ),
+    "cycle of three": (
+        of(X, node("a", "add", "x", "c"), node("b", "relu", "a"), node("c", "tanh", "b")),
+        "node 'a' reads its own output, a cycle: a <- c <- b <- a",
+    ),
+    "two nodes of one name": (
+        of(X, node("a", "relu", "x"), node("a", "tanh", "a")),
+        "the name 'a' stands for more than one input, node or parameter",
+    ),
+    "two inputs of one name": (
+        of(X, Input("x", (3,)), node("a", "relu", "x")),
+        "the name 'x' stands for more than one input, node or parameter",
+    ),
+    "an input and a node of one name": (
+        of(X, node("x", "relu", "x")),
+        "the name 'x' stands for more than one input, node or parameter",
+    ),
+    "a parameter and a node of one name": (
+        of(X, linear("w", "x")),
+        "the name 'w' stands for more than one input, node or parameter",
+    ),
+    "a parameter and an input of one name": (
+        of(X, node("a", "layer_norm", "x", parameters="weight:x bias:b")),
+        "the name 'x' stands for more than one input, node or parameter",
+    ),
+    "idle input": (
+        of(X, Y, node("a", "relu", "x")),
+        "'y' does not reach the output 'a', so it has no gradient",
+    ),
+    "idle node": (
+        of(X, node("idle", "relu", "x"), node("a", "tanh", "x")),
+        "'idle' does not reach the output 'a', so it has no gradient",
+    ),
+    "idle parameter": (
+        of(X, linear("idle", "x"), node("a", "tanh", "x")),
+        "'b' does not reach the output 'a', so it has no gradient",
+    ),
+    # Numbers of inputs, and slots.
+    "one input too few": (of(X, node("a", "add", "x")), "node 'a' (add): takes 2 inputs (a, b), got 1"),
+    "one input too many": (
+        of(X, node("a", "subtract", "x", "x", "x")),
+        "node 'a' (subtract): takes 2 inputs (a, b), got 3",
+    ),
+    "nothing to concatenate": (
+        of(X, node("a", "concatenate")),
+        "node 'a' (concatenate): takes at least 1 inputs (x), got 0",
+    ),
+    "slots empty": (
+        of(X, node("a", "linear", "x", features=2)),
+        "node 'a' (linear): needs parameters ['bias', 'weight'], got none",
+    ),
+    "slot missing": (
+        of(X, node("a", "linear", "x", parameters="weight:w", features=2)),
+        "node 'a' (linear): needs parameters ['bias', 'weight'], got ['weight']",
+    ),
+    "slot unwanted": (
+        of(X, node("a", "linear", "x", parameters="weight:w bias:b", features=2, use_bias=False)),
+        "node 'a' (linear): needs parameters ['weight'], got ['bias', 'weight']",
+    ),
+    "slot of a layer without": (
+        of(X, node("a", "relu", "x", parameters="slope:s")),
+        "node 'a' (relu): needs parameters none, got ['slope']",
+    ),
+    # Shapes.
+    "add": (
+        beside("add", Input("y", (2, 4))),
+        "node 'a' (add): cannot broadcast shapes [2, 3] and [2, 4]",
+    ),
+    "concatenate along the last axis": (
+        beside("concatenate", Input("y", (3, 3))),
+        "node 'a' (concatenate): cannot concatenate shapes [2, 3] and [3, 3] along axis -1",
+    ),
+    "concatenate along the first axis": (
+        beside("concatenate", Y, Input("z", (2, 4)), axis=0),
+        "node 'a' (concatenate): cannot concatenate shapes [2, 3] and [2, 4] along axis 0",
+    ),
+    "concatenate another rank": (
+        beside("concatenate", Input("y", (3,)), axis=0),
+        "node 'a' (concatenate): cannot concatenate shapes [2, 3] and [3] along axis 0",
+    ),
+    "loss beside a target that would broadcast": (
+        beside("mse", Input("y", (2, 1))),
+        "node 'a' (mse): its target must have the prediction's shape [2, 3], got [2, 1]",
+    ),
+    "classes": (
+        beside("cross_entropy", Input("y", (3,), index_domain(3))),
+        "node 'a' (cross_entropy): a prediction of shape [2, 3] needs a target of shape [2], got [3]",
+    ),
+    "class probabilities": (
+        beside("cross_entropy", Input("y", (2,), UNIT), targets="probabilities"),
+        "node 'a' (cross_entropy): a prediction of shape [2, 3] needs a target of shape [2, 3], got [2]",
+    ),
+    "shared weight": (
+        of(X, linear("h", "x", features=4), linear("a", "h", features=4)),
+        "node 'a' (linear): the shared parameter 'w' has shape [4, 3] elsewhere, and must have [4, 4] here",
+    ),
+    "parameter in slots of two shapes": (
+        of(X, node("a", "linear", "x", parameters="weight:p bias:p", features=3)),
+        "node 'a' (linear): the shared parameter 'p' has shape [3, 3] elsewhere, and must have [3] here",
+    ),
+    # Domains.
+    "probabilities from a real node": (
+        of(X, Input("t", (2, 3), UNIT), node("h", "tanh", "x"), node("a", "bce", "h", "t")),
+        "node 'a' (bce): its x must hold unit, but 'h' holds real",
+    ),
+    "a real target": (
+        of(X, Y, node("h", "sigmoid", "x"), node("a", "bce", "h", "y")),
+        "node 'a' (bce): its target must hold unit, but 'y' holds real",
+    ),
+    "class indices as numbers": (
+        of(Input("i", (2,), index_domain(3)), node("a", "relu", "i")),
+        "node 'a' (relu): its x must hold real, but 'i' holds integers from 0 to 2",
+    ),
+    "numbers as class indices": (
+        beside("cross_entropy", Input("t", (2,))),
+        "node 'a' (cross_entropy): its target must hold integers from 0 to 2, but 't' holds real",
+    ),
+    "more classes than the prediction has": (
+        beside("cross_entropy", Input("t", (2,), index_domain(4))),
+        "node 'a' (cross_entropy): its target must hold integers from 0 to 2, but 't' holds integers from 0 to 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    build, message = REFUSED[name]
+    with pytest.raises(NetworkError) as refusal:
+        build()
+    assert str(refusal.value) == message
+
+
+def test_a_refusal_is_a_value_error_without_a_chain() -> None:
+    with pytest.raises(ValueError, match="takes 2 inputs") as refusal:
+        network(X, node("a", "add", "x"))
+    assert refusal.value.__suppress_context__
+
+
+def test_a_replaced_node_is_checked_again() -> None:
+    each = residual()
+    with pytest.raises(NetworkError, match="neither an input nor a node"):
+        replace(each, nodes=each.nodes[1:])
+
+
+@pytest.mark.parametrize(
+    ("layer", "given", "default"),
+    [("softmax", {"axis": 0}, {"axis": -1}), ("linear", {"features": 2}, {"features": 2, "use_bias": True})],
+)
+def test_options_are_completed_in_the_order_of_the_table(
+    layer: str, given: dict[str, OptionValue], default: dict[str, OptionValue]
+) -> None:
+    completed = Node.of("a", LAYERS[layer], "x", options=given).options
+    assert completed == tuple((default | given).items())
+
+
+def test_a_shared_parameter_of_one_shape_is_accepted() -> None:
+    each = network(X, linear("h", "x"), linear("out", "h"))
+    assert each.parameters == {"w": (3, 3), "b": (3,)}
