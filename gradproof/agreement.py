@@ -31,6 +31,15 @@ LOOSE_THRESHOLD = 256.0
 """Noise units above which an element of an ill-conditioned tensor disagrees."""
 
 
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All elements of a tensor that disagrees: which are wrong, by how much, and what was expected."""
+
+    wrong: np.ndarray
+    error: np.ndarray
+    expected: np.ndarray
+
+
 @dataclass(frozen=True)
 class TensorCheck:
     """What was found for one tensor.
@@ -38,7 +47,7 @@ class TensorCheck:
     key: "value:NODE" or "gradient:NAME". kind: None where it agrees, else what is wrong.
     max_error, index, expected, got: the element with the most noise units (None where nothing was compared).
     noise_units: the worst over all verified elements; an upper bound where the first test sufficed.
-    elements, unverifiable, ill_conditioned: counts. wrong: mask of the elements that disagree.
+    unverifiable, ill_conditioned: numbers of elements. evidence: all elements, where values disagree.
     """
 
     key: str
@@ -51,7 +60,7 @@ class TensorCheck:
     got: Any = None
     unverifiable: int = 0
     ill_conditioned: int = 0
-    wrong: np.ndarray | None = field(default=None, repr=False, compare=False)
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)
 
     @property
     def role(self) -> str:
@@ -161,5 +170,5 @@ def _result(
         float(got[index]),
         unverifiable,
         ill_conditioned,
-        wrong,
+        Evidence(wrong, error, expected) if kind and wrong is not None else None,
     )

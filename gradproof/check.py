@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,7 @@ class Stale:
 class Report:
     """The result of a check.
 
+    adapters: name -> version. requests: name -> what the adapter was asked for by.
     networks: drawn, each examined with every adapter in every dtype.
     conventions: adapter -> dtype -> layer -> kink -> weight of the right-hand derivative.
     examinations: those that disagreed and are not known, for the per-layer diff. interrupted: ended by Ctrl-C.
@@ -118,6 +119,7 @@ class Report:
     seed: int
     dtypes: tuple[str, ...]
     adapters: dict[str, str]
+    requests: dict[str, str]
     networks: int = 0
     seconds: float = 0.0
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
@@ -172,13 +174,14 @@ def check(
     max_nodes: int = MAX_NODES,
     timeout: float = TIMEOUT,
     failures: Path | None = FAILURE_DIRECTORY,
+    stop_at_first: bool = False,
     progress: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Examine every adapter on randomly drawn networks.
 
     seed: what everything random hangs on; a random one where None. layers: draw only networks with one of
     these. failures: where specs of disagreeing networks are written, None to write none.
-    progress: called after every network.
+    stop_at_first: end with the first network that disagrees. progress: called after every network.
 
     Raises UsageError for an unknown dtype or layer, AdapterError for an adapter that cannot be used.
     """
@@ -201,14 +204,22 @@ def check(
         run.examine(drawn)
         run.report.seconds = time.monotonic() - started
         progress(run.report)
+        if stop_at_first and run.report.disagreements:
+            raise _Enough
 
     try:
         run.prepare()
         draw_and_examine()
+    except _Enough:
+        pass
     except KeyboardInterrupt:
         run.report.interrupted = True
     run.report.seconds = time.monotonic() - started
     return run.report
+
+
+class _Enough(BaseException):
+    """The first disagreement was wanted, and is found. Hypothesis would take an Exception for a failing test."""
 
 
 def require_known(what: str, names: Iterable[str], valid: Iterable[str]) -> None:
@@ -221,17 +232,24 @@ def require_known(what: str, names: Iterable[str], valid: Iterable[str]) -> None
 class Run:
     """The adapters under test and the report that grows while networks are examined.
 
-    failures: where specs of disagreeing networks are written, None to write none.
+    adapters: name asked for -> adapter. failures: where specs of disagreeing networks are written, None to write none.
     """
 
     def __init__(
-        self, adapters: Sequence[Adapter], dtypes: Sequence[str], seed: int, timeout: float, failures: Path | None
+        self,
+        adapters: Mapping[str, Adapter],
+        dtypes: Sequence[str],
+        seed: int = 0,
+        timeout: float = TIMEOUT,
+        failures: Path | None = None,
     ) -> None:
-        self._adapters = adapters
+        self._adapters = tuple(adapters.values())
         self._timeout = timeout
         self._failures = failures
         self._subjects: dict[str, list[Subject]] = {}
-        self.report = Report(seed, tuple(dtypes), {each.name: each.version() for each in adapters})
+        versions = {adapter.name: adapter.version() for adapter in self._adapters}
+        requests = {adapter.name: request for request, adapter in adapters.items()}
+        self.report = Report(seed, tuple(dtypes), versions, requests)
 
     def prepare(self) -> list[Examination]:
         """Probe every adapter's conventions and known divergences; returns what disagreed in doing so."""
@@ -321,7 +339,7 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
 
 def replay(case: Case, adapters: Sequence[str | Adapter], timeout: float = TIMEOUT) -> Report:
     """Examine the adapters on one given case. Raises AdapterError for an adapter that cannot be used."""
-    run = Run(load_adapters(adapters), [case.dtype], case.seed or 0, timeout, None)
+    run = Run(load_adapters(adapters), [case.dtype], case.seed or 0, timeout)
     started = time.monotonic()
     run.prepare()
     run.examine_case(case)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,7 @@ def _add_check(commands: Any) -> None:
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=f"for one network (default {TIMEOUT:g})"
     )
+    parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first network that disagrees")
     parser.add_argument(
         "--failures",
         metavar="DIRECTORY",
@@ -182,6 +183,7 @@ def _check(options: argparse.Namespace) -> int:
             max_nodes=options.max_nodes,
             timeout=options.timeout,
             failures=options.failures,
+            stop_at_first=options.exitfirst,
             progress=advance,
         )
     return _show(report, options.json, console)
@@ -190,7 +192,7 @@ def _check(options: argparse.Namespace) -> int:
 def _show(report: Report, path: Path | None, console: Console) -> int:
     _write_json(path, report.to_json())
     for examination, spec in report.examinations[:SHOWN_DIFFS]:
-        console.print(diff(examination, report.adapters[examination.adapter], spec))
+        console.print(diff(examination, report, spec))
         console.print()
     hidden = len(report.examinations) - SHOWN_DIFFS
     if hidden > 0:
@@ -209,24 +211,20 @@ def _replay(options: argparse.Namespace) -> int:
     _write_json(options.json, report.to_json())
     console = Console()
     for examination, _ in report.examinations:
-        console.print(diff(examination, report.adapters[examination.adapter], str(options.spec)))
+        console.print(diff(examination, report, str(options.spec)))
         console.print()
     console.print(summary(report, by_layer=False))
     return AGREEMENT if report.agrees else DISAGREEMENT
 
 
 def _layers(options: argparse.Namespace) -> int:
-    adapters = _required(options.adapter) if options.adapter else _installed()
+    adapters = load_adapters(options.adapter) if options.adapter else _installed()
     _write_json(options.json, layers_to_json(adapters))
     Console().print(layers_table(adapters))
     return AGREEMENT
 
 
-def _required(names: Sequence[str]) -> dict[str, Adapter | str]:
-    return {name: load_adapter(name) for name in names}
-
-
-def _installed() -> dict[str, Adapter | str]:
+def _installed() -> Mapping[str, Adapter | str]:
     """Every registered adapter, or why it cannot be used here."""
     found: dict[str, Adapter | str] = {}
     for name in adapter_names():
@@ -238,7 +236,7 @@ def _installed() -> dict[str, Adapter | str]:
 
 
 def _walk(options: argparse.Namespace) -> int:
-    shown = walk(example(options.example), load_adapters(options.adapter or ()))
+    shown = walk(example(options.example), load_adapters(options.adapter or ()).values())
     _write_json(options.json, shown.to_json())
     Console().print(render_walk(shown))
     return AGREEMENT

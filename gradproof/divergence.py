@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.adapter import Adapter
-from gradproof.agreement import TensorCheck
+from gradproof.agreement import Evidence, TensorCheck
 from gradproof.case import Case
 
 
@@ -28,7 +28,7 @@ class Divergence:
     """One entry of a known-divergence file.
 
     layer, dtypes: where it shows. argument, between: it shows where this argument of the layer lies
-    between these two numbers (both included). kinds: what disagrees ("value", "gradient").
+    between these two numbers (both included). kinds: what disagrees ("value", "gradient", "nonfinite").
     max_relative_error, max_absolute_error: how far it is off at most, as a share of the expected
     number plus a number. versions: prefixes of the adapter's version.
     witness: argument -> number at which the divergence must show. reason, link: what it is, where it is told.
@@ -49,23 +49,38 @@ class Divergence:
     def applies(self, version: str, dtype: str) -> bool:
         return dtype in self.dtypes and version.startswith(self.versions)
 
-    def explains(self, case: Case, checks: tuple[TensorCheck, ...]) -> bool:
-        """Whether every disagreement of this one-node case is the one described."""
+    def explained(self, case: Case, check: TensorCheck, evidence: Evidence) -> np.ndarray:
+        """Mask of the elements of a wrong tensor of this one-node case that the entry accounts for."""
         (node,) = case.network.nodes
-        wrong = [check for check in checks if check.kind]
-        if node.layer.name != self.layer or not wrong:
-            return False
+        if node.layer.name != self.layer:
+            return np.zeros_like(evidence.wrong)
         low, high = self.between
         argument = case.exact_values[dict(node.sources)[self.argument]]
         held = (argument >= low) & (argument <= high)
-        return all(self._explains(check, held) for check in wrong)
+        located = held if held.shape == evidence.wrong.shape else held.any()
+        with np.errstate(all="ignore"):
+            allowed = self.max_relative_error * np.abs(evidence.expected) + self.max_absolute_error
+        small = evidence.error <= allowed if check.role in self.kinds else False
+        lost = ~np.isfinite(evidence.error) if "nonfinite" in self.kinds else False
+        return np.asarray(located & (small | lost) & evidence.wrong)
 
-    def _explains(self, check: TensorCheck, held: np.ndarray) -> bool:
-        if check.kind not in self.kinds or check.wrong is None or check.max_error is None:
-            return False
-        located = (check.wrong <= held).all() if check.wrong.shape == held.shape else held.any()
-        allowed = self.max_relative_error * abs(check.expected) + self.max_absolute_error
-        return bool(located and check.max_error <= allowed)
+
+def explain(divergences: Iterable[Divergence], case: Case, checks: Iterable[TensorCheck]) -> Divergence | None:
+    """The first entry that is needed, where the entries together account for all that is wrong; else None."""
+    needed: list[Divergence] = []
+    for check in checks:
+        if not check.kind:
+            continue
+        if check.evidence is None:
+            return None
+        open_elements = check.evidence.wrong
+        for entry in divergences:
+            explained = entry.explained(case, check, check.evidence) & open_elements
+            needed += [entry] if explained.any() else []
+            open_elements = open_elements & ~explained
+        if open_elements.any():
+            return None
+    return needed[0] if needed else None
 
 
 def divergences_of(adapter: Adapter) -> tuple[Divergence, ...]:

@@ -114,6 +114,10 @@ class Drawn:
     def __repr__(self) -> str:
         return f"<{self.network}; seed={self.seed}, edge_share={self.edge_share}, scale={self.scale}>"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How Hypothesis prints a failing example."""
+        printer.text(repr(self))
+
     def case(self, dtype: str) -> Case:
         """The numbers, drawn in this dtype."""
         generator = np.random.default_rng(self.seed)
@@ -142,17 +146,17 @@ class Drawn:
         return np.where(generator.random(shape) < share, edges, plain).astype(dtype)
 
 
-def drawn_networks(layers: Sequence[str] = (), max_nodes: int = MAX_NODES) -> st.SearchStrategy[Drawn]:
+@st.composite
+def drawn_networks(draw: st.DrawFn, layers: Sequence[str] = (), max_nodes: int = MAX_NODES) -> Drawn:
     """Networks of 1 to `max_nodes` nodes over the whole table, with their numbers.
 
     layers: where given, every network has at least one node of one of these layers.
     """
-    return st.builds(
-        Drawn,
-        networks(layers, max_nodes),
-        seed=st.integers(0, 2**32 - 1),
-        edge_share=st.sampled_from((0.0, 0.2, 0.2)),
-        scale=st.sampled_from((1.0, 0.1, 5.0)),
+    return Drawn(
+        draw(networks(layers, max_nodes)),
+        seed=draw(st.integers(0, 2**32 - 1)),
+        edge_share=draw(st.sampled_from((0.0, 0.2, 0.2))),
+        scale=draw(st.sampled_from((1.0, 0.1, 5.0))),
     )
 
 
@@ -160,12 +164,18 @@ def drawn_networks(layers: Sequence[str] = (), max_nodes: int = MAX_NODES) -> st
 def networks(draw: st.DrawFn, layers: Sequence[str] = (), max_nodes: int = MAX_NODES) -> Network:
     """A network that is valid by construction; see `drawn_networks`."""
     wanted = [LAYERS[name] for name in layers]
-    growing = _Growing(draw, wanted, max_nodes)
-    for left in reversed(range(draw(st.integers(1, max_nodes)))):
-        growing.add_node(last=left == 0)
+    growing = _Growing(wanted, max_nodes)
+    while not draw(_grown(growing)):
+        pass
     network = growing.finish()
     assume(not wanted or any(node.layer in wanted for node in network.nodes))
     return network
+
+
+@st.composite
+def _grown(draw: st.DrawFn, growing: _Growing) -> bool:
+    """One more node; whether it is the last. A strategy of its own, so that shrinking can drop a node whole."""
+    return growing.grow(draw)
 
 
 def _families(layers: Sequence[Layer]) -> list[list[Layer]]:
@@ -178,10 +188,12 @@ def _families(layers: Sequence[Layer]) -> list[list[Layer]]:
 class _Growing:
     """A network under construction, and the draws that let it grow."""
 
-    def __init__(self, draw: st.DrawFn, wanted: Sequence[Layer], max_nodes: int) -> None:
-        self.draw = draw
-        self.max_nodes = max_nodes
+    draw: st.DrawFn
+
+    def __init__(self, wanted: Sequence[Layer], max_nodes: int) -> None:
         self.wanted = list(wanted)
+        self.max_nodes = max_nodes
+        self.steps_left = max_nodes
         self.shapes: dict[str, Shape] = {}
         self.domains: dict[str, Domain] = {}
         self.inputs: list[Input] = []
@@ -190,10 +202,16 @@ class _Growing:
         self.anchored: set[str] = set()
         self.read: set[str] = set()
 
-    def add_node(self, last: bool) -> None:
+    def grow(self, draw: st.DrawFn) -> bool:
         """Grow by one node, and by one before it where its input's domain demands that."""
-        if len(self.nodes) == self.max_nodes:
-            return
+        self.draw = draw
+        self.steps_left -= 1
+        last = draw(st.integers(0, self.steps_left)) == 0  # every length is equally likely
+        if len(self.nodes) < self.max_nodes:
+            self._add_node(last)
+        return last
+
+    def _add_node(self, last: bool) -> None:
         layer = self._layer(last)
         source = self._source(layer)
         options = self._options(layer, self.shapes[source])

@@ -15,7 +15,7 @@ import numpy as np
 from gradproof.adapter import Adapter
 from gradproof.agreement import TensorCheck, compare
 from gradproof.case import Case
-from gradproof.divergence import Divergence
+from gradproof.divergence import Divergence, explain
 from gradproof.network import Network, Node
 from gradproof.noise import NoiseSamples, tensors
 from gradproof.reference import NumpyReference
@@ -168,8 +168,7 @@ def _culprits(subject: Subject, oracles: Oracles) -> Iterator[Culprit]:
         alone = one_node_case(oracles, node, subject.conventions)
         checks = _run_and_compare(subject, Oracles(alone))
         if any(check.kind for check in checks):
-            explained = (each for each in subject.divergences if each.explains(alone, checks))
-            yield Culprit(node, checks, next(explained, None))
+            yield Culprit(node, checks, explain(subject.divergences, alone, checks))
 
 
 def one_node_case(oracles: Oracles, node: Node, conventions: Conventions) -> Case:
@@ -228,12 +227,19 @@ class Row:
 
 
 def rows(examination: Examination) -> tuple[Row, ...]:
-    """Every tensor from the loss back to the inputs, each with the node that made it."""
+    """Every tensor from the loss back to the inputs, each with the node that made it.
+
+    A culprit whose own tensors agree in the network (it spoils another's) is shown with what it does alone.
+    """
     network = examination.case.network
     guilty = {culprit.node.name: culprit for culprit in examination.culprits}
     owned = [(_owner(check, network, guilty), check) for check in _backward_order(examination.checks, network)]
-    composition = next((check for check in _backward_order(examination.wrong, network)), None) if not guilty else None
-    return tuple(_row(network, name, check, guilty, composition) for name, check in owned)
+    shown = {name for name, check in owned if check.kind}
+    hidden = [
+        (c.node.name, check) for c in guilty.values() if c.node.name not in shown for check in c.checks if check.kind
+    ]
+    composition = next((check for _, check in owned if check.kind), None) if not guilty else None
+    return tuple(_row(network, name, check, guilty, composition) for name, check in hidden + owned)
 
 
 def _row(

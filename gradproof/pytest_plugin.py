@@ -102,7 +102,7 @@ def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Ru
     A built-in adapter whose framework is missing skips; one that was asked for by name is an error.
     """
     from gradproof.adapter import AdapterError
-    from gradproof.check import TIMEOUT, Run
+    from gradproof.check import Run
     from gradproof.registry import load_adapter
 
     try:
@@ -111,7 +111,7 @@ def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Ru
         if request.config.getoption("--adapter"):
             raise
         pytest.skip(str(error))
-    run = Run([adapter], [target.dtype], 0, TIMEOUT, None)
+    run = Run({target.adapter: adapter}, [target.dtype])
     yield run
     for tally in run.report.tallies.values():
         counts = (

@@ -23,13 +23,16 @@ def adapter_names() -> list[str]:
     return sorted(entry.name for entry in entry_points(group=GROUP))
 
 
-def load_adapters(names: Iterable[str | Adapter]) -> list[Adapter]:
-    """The adapters of these names (adapters pass as they are), each once.
+def load_adapters(names: Iterable[str | Adapter]) -> dict[str, Adapter]:
+    """Name asked for -> adapter, each once; adapters pass as they are, under their own name.
 
     Raises AdapterError where one cannot be had, or where two call themselves the same.
     """
-    adapters = [load_adapter(each) if isinstance(each, str) else each for each in dict.fromkeys(names)]
-    own = [adapter.name for adapter in adapters]
+    adapters = {
+        each if isinstance(each, str) else each.name: load_adapter(each) if isinstance(each, str) else each
+        for each in dict.fromkeys(names)
+    }
+    own = [adapter.name for adapter in adapters.values()]
     for name in own:
         if own.count(name) > 1:
             raise AdapterError(f"two of the adapters are named {name!r}; give each a name of its own")

@@ -93,27 +93,29 @@ def _cells(row: Row) -> Iterator[RenderableType]:
     yield Text(row.verdict if plain else f"{row.verdict}: {check.kind}", STYLES[row.verdict])
 
 
-def diff(examination: Examination, version: str, spec: str | None) -> Group:
+def diff(examination: Examination, report: Report, spec: str | None) -> Group:
     """The per-layer diff: headline, table, and what is needed to see it again."""
     case = examination.case
     values_agree = not any(check.kind for check in examination.checks if check.role == "value")
     forward = Text("forward: every value agrees" if values_agree else "forward: values disagree too, listed first")
-    again = f"gradproof replay {spec} --adapter {examination.adapter}" if spec else "no spec was written"
+    again = (
+        f"gradproof replay {spec} --adapter {report.requests[examination.adapter]}" if spec else "no spec was written"
+    )
     seed = "numbers given" if case.seed is None else f"numbers drawn from seed {case.seed}"
     return Group(
         Text(headline(examination), "bold"),
         Text(f"network: {case.network}"),
         forward,
         diff_table(examination),
-        Text(f"{examination.adapter} {version}, {case.dtype}, {seed}"),
+        Text(f"{examination.adapter} {report.adapters[examination.adapter]}, {case.dtype}, {seed}"),
         Text(f"replay: {again}"),
     )
 
 
-def diff_text(examination: Examination, version: str, spec: str | None) -> str:
+def diff_text(examination: Examination, report: Report, spec: str | None) -> str:
     """The per-layer diff as plain text."""
     target = io.StringIO()
-    Console(file=target, width=WIDTH, no_color=True, force_terminal=False).print(diff(examination, version, spec))
+    Console(file=target, width=WIDTH, no_color=True, force_terminal=False).print(diff(examination, report, spec))
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
 
 

@@ -6,7 +6,7 @@ Run it against your own adapter with `pytest --pyargs gradproof.conformance --ad
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from gradproof.case import save_case
 from gradproof.check import FAILURE_DIRECTORY, Run
@@ -15,6 +15,9 @@ from gradproof.examination import Examination
 from gradproof.examples import EXAMPLES
 from gradproof.pytest_plugin import Target
 from gradproof.report import diff_text, headline
+
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+"""All but the phase that explains a failure by tracing lines: the per-layer diff says more, at once."""
 
 
 class DisagreementError(AssertionError):
@@ -28,14 +31,20 @@ def require_agreement(run: Run, found: list[Examination]) -> None:
             name = f"pytest-{examination.adapter}-{examination.case.dtype}"
             spec = save_case(examination.case, FAILURE_DIRECTORY, name)
             error = DisagreementError(headline(examination))
-            error.add_note(diff_text(examination, run.report.adapters[examination.adapter], str(spec)))
+            error.add_note(diff_text(examination, run.report, str(spec)))
             raise error
 
 
 def test_every_gradient_agrees(gradproof_run: Run, gradproof_networks: int, gradproof_layers: tuple[str, ...]) -> None:
     gradproof_run.prepare()
 
-    @settings(backend=BACKEND, max_examples=gradproof_networks, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        backend=BACKEND,
+        max_examples=gradproof_networks,
+        phases=PHASES,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(drawn_networks(gradproof_layers))
     def every_gradient_agrees(drawn: Drawn) -> None:
         __tracebackhide__ = True

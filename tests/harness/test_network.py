@@ -257,34 +257,57 @@ def test_node_finds_by_name() -> None:
 
 
 def test_alone_makes_inputs_of_what_the_node_reads() -> None:
-    assert residual().alone("sum") == network(X, Input("active", (2, 3)), node("sum", "add", "x", "active"))
+    alone, stands_for = residual().alone("sum")
+    assert alone == network(X, Input("active", (2, 3)), node("sum", "add", "x", "active"))
+    assert stands_for == {"x": "x", "active": "active"}
 
 
 def test_alone_keeps_parameters_and_options() -> None:
-    assert residual().alone("h") == network(X, linear("h", "x"))
-    assert residual().alone("loss") == network(
+    alone, stands_for = residual().alone("h")
+    assert alone == network(X, linear("h", "x"))
+    assert stands_for == {"x": "x", "w": "w", "b": "b"}
+    assert residual().alone("loss")[0] == network(
         Input("sum", (2, 3)), Input("target", (2, 3)), node("loss", "mse", "sum", "target", reduction="sum")
     )
 
 
 def test_alone_keeps_domains() -> None:
     each = network(X, Input("t", (2, 3), UNIT), node("p", "sigmoid", "x"), node("loss", "bce", "p", "t"))
-    assert each.alone("loss").inputs == (Input("p", (2, 3), UNIT), Input("t", (2, 3), UNIT))
-    assert classifier().alone("loss").inputs[1] == Input("target", (2,), index_domain(4))
+    assert each.alone("loss")[0].inputs == (Input("p", (2, 3), UNIT), Input("t", (2, 3), UNIT))
+    assert classifier().alone("loss")[0].inputs[1] == Input("target", (2,), index_domain(4))
 
 
-def test_alone_has_one_input_for_what_is_read_twice() -> None:
-    each = network(X, node("h", "tanh", "x"), node("out", "multiply", "h", "h"))
-    assert each.alone("out") == network(Input("h", (2, 3)), node("out", "multiply", "h", "h"))
+def test_alone_gives_each_argument_an_input_to_itself() -> None:
+    alone, stands_for = network(X, node("h", "tanh", "x"), node("out", "multiply", "h", "h")).alone("out")
+    assert alone == network(Input("h", (2, 3)), Input("h as b", (2, 3)), node("out", "multiply", "h", "h as b"))
+    assert stands_for == {"h": "h", "h as b": "h"}
+
+
+def test_alone_gives_each_part_of_a_concatenation_an_input_to_itself() -> None:
+    alone, stands_for = network(X, node("out", "concatenate", "x", "x", "x")).alone("out")
+    assert str(alone) == "x[2,3] -> concatenate(x as x1[2,3], x as x2[2,3])"
+    assert stands_for == {"x": "x", "x as x1": "x", "x as x2": "x"}
+
+
+def test_alone_gives_each_slot_a_parameter_to_itself() -> None:
+    alone, stands_for = network(X, node("out", "layer_norm", "x", parameters="weight:p bias:p")).alone("out")
+    assert alone.nodes[0].parameters == (("weight", "p"), ("bias", "p as bias"))
+    assert alone.parameters == {"p": (3,), "p as bias": (3,)}
+    assert stands_for == {"x": "x", "p": "p", "p as bias": "p"}
 
 
 @pytest.mark.parametrize("name", RENDERED)
 def test_every_node_can_stand_alone(name: str) -> None:
     each, _ = RENDERED[name]
     for inner in each.nodes:
-        alone = each.alone(inner.name)
-        assert alone.nodes == (inner,)
-        assert alone.shapes == {kept: each.shapes[kept] for kept in alone.shapes}
+        alone, stands_for = each.alone(inner.name)
+        (only,) = alone.nodes
+        assert (only.name, only.layer, only.options) == (inner.name, inner.layer, inner.options)
+        assert tuple((argument, stands_for[own]) for argument, own in only.sources) == inner.sources
+        assert len({own for _, own in only.sources}) == len(inner.sources)
+        assert {own: each.shapes[source] for own, source in stands_for.items()} | {
+            inner.name: each.shapes[inner.name]
+        } == alone.shapes
 
 
 # Refusals. Each network is built inside the test, because building it is what must fail.
