@@ -242,7 +242,7 @@ class _Growing:
         fitting = [
             name
             for name, held in self.domains.items()
-            if self.shapes[name]
+            if len(self.shapes[name]) >= max(layer.min_rank, 1)
             and (wanted.admits(held) or (room_for_bridge and held.floating))
             and (not self.anchored or name in self.anchored)
         ]

@@ -36,7 +36,9 @@ class Domain:
 
     def admits(self, other: Domain) -> bool:
         """Whether every array of `other` is one of this domain too."""
-        return self == other or (self.kind == "real" and other.floating)
+        if self.kind == "index":
+            return other.kind == "index" and other.classes <= self.classes
+        return other.floating and (self.kind == "real" or other.kind == "unit")
 
     def contains(self, array: np.ndarray) -> bool:
         if self.kind == "index":
@@ -205,6 +207,13 @@ def first_shape(shapes: Sequence[Shape], options: Options) -> Shape:
     return shapes[0]
 
 
+def normalized_shape(shapes: Sequence[Shape], options: Options) -> Shape:
+    """The first shape, for layers that divide by what they find along an axis."""
+    if 0 in shapes[0]:
+        raise ShapeError(f"cannot normalise an input of shape {list(shapes[0])}: it has no elements")
+    return shapes[0]
+
+
 def _no_parameters(shapes: Sequence[Shape], options: Options) -> dict[str, Shape]:
     return {}
 
@@ -215,6 +224,7 @@ class Layer:
 
     forward: (*arrays, **options) -> (output, cache); backward: (dout, cache) -> {argument: gradient}.
     arguments: the arrays taken, in order; a variadic layer repeats its only one, as x0, x1, ...
+    min_rank: axes that the first input must have at least.
     output_shape: the output's shape; raises ShapeError where the inputs do not fit.
     parameters: slot -> shape of each parameter that these inputs and options ask for.
     codomain: what is known of the output's numbers.
@@ -229,6 +239,7 @@ class Layer:
     options: tuple[Option, ...] = ()
     arguments: tuple[Argument, ...] = (Argument("x"),)
     variadic: bool = False
+    min_rank: int = 0
     output_shape: Callable[[Sequence[Shape], Options], Shape] = first_shape
     parameters: Callable[[Sequence[Shape], Options], dict[str, Shape]] = _no_parameters
     codomain: Domain = REAL

@@ -136,7 +136,7 @@ class Network:
                 shapes[node.name], parameters = self._infer(node, shapes)
             except ValueError as error:
                 raise NetworkError(f"node {node.name!r} ({node.layer.name}): {error}") from None
-            for name, shape in parameters.items():
+            for name, shape in parameters:
                 if shapes.setdefault(name, shape) != shape:
                     raise NetworkError(
                         f"node {node.name!r} ({node.layer.name}): the shared parameter {name!r} has shape "
@@ -144,10 +144,14 @@ class Network:
                     )
         return shapes
 
-    def _infer(self, node: Node, shapes: Mapping[str, Shape]) -> tuple[Shape, dict[str, Shape]]:
+    def _infer(self, node: Node, shapes: Mapping[str, Shape]) -> tuple[Shape, tuple[tuple[str, Shape], ...]]:
         arguments = node.layer.arguments_for(len(node.inputs))
         arriving = [shapes[source] for source in node.inputs]
+        if len(arriving[0]) < node.layer.min_rank:
+            raise ShapeError(f"needs an input of rank {node.layer.min_rank} or more, got shape {list(arriving[0])}")
         options = node.layer.complete(dict(node.options), arriving[0])
+        if options != dict(node.options):
+            raise ShapeError("its options are incomplete; make nodes with Node.of, which fills in defaults")
         output = node.layer.output_shape(arriving, options)
         slots = node.layer.parameters(arriving, options)
         given = dict(node.parameters)
@@ -157,7 +161,7 @@ class Network:
             wanted, held = argument.domain(arriving[0], options), self.domain(source)
             if not wanted.admits(held):
                 raise ShapeError(f"its {argument.name} must hold {wanted}, but {source!r} holds {held}")
-        return output, {given[slot]: shape for slot, shape in slots.items()}
+        return output, tuple((given[slot], shape) for slot, shape in slots.items())
 
     @cached_property
     def _domains(self) -> dict[str, Domain]:
@@ -199,10 +203,13 @@ class Network:
         """
         node = self.node(name)
         stands_for: dict[str, str] = {}
+        taken = {source for _, source in node.sources}
         for argument, source in node.sources:
-            stands_for[source if source not in stands_for else f"{source} as {argument}"] = source
-        own = list(stands_for)
-        names, slots = own[: len(node.inputs)], own[len(node.inputs) :]
+            own = source if source not in stands_for else f"{source} as {argument}"
+            while own in stands_for or (own != source and own in taken):
+                own += "'"
+            stands_for[own] = source
+        names, slots = list(stands_for)[: len(node.inputs)], list(stands_for)[len(node.inputs) :]
         inputs = tuple(Input(each, self.shapes[stands_for[each]], self.domain(stands_for[each])) for each in names)
         parameters = tuple((slot, own) for (slot, _), own in zip(node.parameters, slots, strict=True))
         return Network(inputs, (replace(node, inputs=tuple(names), parameters=parameters),)), stands_for

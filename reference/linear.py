@@ -5,6 +5,7 @@ Legend: I input features, O output features, ... any leading axes, none included
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from gradproof.layer import Choice, Layer, Option, Options, Shape, Size
@@ -20,8 +21,9 @@ def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[
 def linear_backward(dout: Array, cache: tuple[Array, Array, bool]) -> Gradients:
     """dx = dout weight; dweight = sum of the outer products of dout and x over ...; dbias = sum of dout over ...."""
     x, weight, biased = cache
-    rows = dout.reshape(-1, weight.shape[0])
-    gradients = {"x": dout @ weight, "weight": rows.T @ x.reshape(-1, weight.shape[1])}
+    count = math.prod(x.shape[:-1])
+    rows = dout.reshape(count, weight.shape[0])
+    gradients = {"x": dout @ weight, "weight": rows.T @ x.reshape(count, weight.shape[1])}
     return gradients | ({"bias": rows.sum(axis=0)} if biased else {})
 
 
@@ -47,6 +49,7 @@ LAYERS = (
         linear_forward,
         linear_backward,
         OPTIONS,
+        min_rank=1,
         output_shape=_output_shape,
         parameters=_parameters,
     ),

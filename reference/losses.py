@@ -25,6 +25,7 @@ from gradproof.layer import (
     Shape,
     ShapeError,
     index_domain,
+    normalized_shape,
 )
 from gradproof.reference.common import (
     Array,
@@ -141,7 +142,7 @@ def _elementwise_shape(shapes: Sequence[Shape], options: Options) -> Shape:
 
 
 def _cross_entropy_shape(shapes: Sequence[Shape], options: Options) -> Shape:
-    x, target = shapes
+    x, target = normalized_shape(shapes, options), shapes[1]
     (expected,) = _cross_entropy_targets(x, options)
     if target != expected:
         raise ShapeError(
@@ -218,6 +219,7 @@ LAYERS = (
         cross_entropy_backward,
         (Option("targets", Choice(("classes", "probabilities")), "classes"), *REDUCTION),
         (Argument("x"), Argument("target", _cross_entropy_domain, _cross_entropy_targets)),
+        min_rank=1,
         output_shape=_cross_entropy_shape,
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import Choice, Layer, Option, Options, Real, Shape, TrailingAxes
+from gradproof.layer import Choice, Layer, Option, Options, Real, Shape, TrailingAxes, normalized_shape
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 
@@ -30,7 +30,7 @@ def layer_norm_forward(
 
 
 def layer_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """dx = r (g - mean(g) - z mean(g z)), g = dout * weight, z = (x - m) r; dweight = sum of dout z; dbias = sum of dout.
+    """dx = r (g - mean(g) - z mean(g z)), g = dout * weight, z = (x - m) r; dweight = sum dout z; dbias = sum dout.
 
     The means are over D, the sums over the leading axes.
     """
@@ -63,6 +63,7 @@ LAYERS = (
         layer_norm_forward,
         layer_norm_backward,
         OPTIONS,
+        output_shape=normalized_shape,
         parameters=_parameters,
     ),
 )

@@ -21,7 +21,7 @@ def reshape_backward(dout: Array, x_shape: Shape) -> Gradients:
 
 def flatten_forward(x: Array) -> tuple[Array, Shape]:
     """out = x with all axes after the first made one. Shapes: x (B, ...), out (B, product of ...)."""
-    return x.reshape(x.shape[0], -1).copy(), x.shape
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).copy(), x.shape
 
 
 def flatten_backward(dout: Array, x_shape: Shape) -> Gradients:
@@ -49,5 +49,5 @@ LAYERS = (
         (Option("shape", NewShape()),),
         output_shape=_reshaped,
     ),
-    Layer("flatten", "layer", "shapes", flatten_forward, flatten_backward, output_shape=_flattened),
+    Layer("flatten", "layer", "shapes", flatten_forward, flatten_backward, min_rank=1, output_shape=_flattened),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradproof.layer import UNIT, Axis, Layer, Option
+from gradproof.layer import UNIT, Axis, Layer, Option, normalized_shape
 from gradproof.reference.common import Array, Gradients
 
 
@@ -37,6 +37,23 @@ def log_softmax_backward(dout: Array, cache: tuple[Array, int]) -> Gradients:
 AXIS = Option("axis", Axis(), -1)
 
 LAYERS = (
-    Layer("softmax", "activation", "softmax", softmax_forward, softmax_backward, (AXIS,), codomain=UNIT),
-    Layer("log_softmax", "activation", "softmax", log_softmax_forward, log_softmax_backward, (AXIS,)),
+    Layer(
+        "softmax",
+        "activation",
+        "softmax",
+        softmax_forward,
+        softmax_backward,
+        (AXIS,),
+        output_shape=normalized_shape,
+        codomain=UNIT,
+    ),
+    Layer(
+        "log_softmax",
+        "activation",
+        "softmax",
+        log_softmax_forward,
+        log_softmax_backward,
+        (AXIS,),
+        output_shape=normalized_shape,
+    ),
 )
