@@ -35,7 +35,8 @@ def _reduced(loss: Row) -> Row:
 
 def _layer_norm(x: Any, weight: Any = None, bias: Any = None, *, axes: int, eps: float) -> Any:
     # "stable" is the two-pass variance of the definition; the default "fast" one cancels.
-    normalized = jax.nn.standardize(x, tuple(range(-axes, 0)), epsilon=eps, algorithm="stable")
+    over = tuple(range(-axes, 0))
+    normalized = jax.nn.standardize(x, over, epsilon=eps, algorithm="stable")  # type: ignore[call-arg]
     return normalized if weight is None else normalized * weight + bias
 
 

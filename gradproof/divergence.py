@@ -106,4 +106,5 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
         raise DivergenceError(f"{where}: unknown fields: {unknown or 'none'}, missing fields: {missing or 'none'}")
     if not (isinstance(entry["between"], list) and len(entry["between"]) == 2):
         raise DivergenceError(f"{where}: between must be [low, high], got {entry['between']!r}")
-    return Divergence(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+    tupled: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    return Divergence(**tupled)

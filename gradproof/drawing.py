@@ -284,7 +284,8 @@ class _Growing:
         shapes = argument.shapes(shape, options)
         fitting = [name for name, held in self.domains.items() if self.shapes[name] in shapes and domain.admits(held)]
         loose = [name for name in fitting if name not in self.read and name not in taken]
-        if fitting and self.draw(st.integers(0, 3)) > 0:
+        reuse = bool(fitting) and self.draw(st.integers(0, 3)) > 0
+        if reuse:
             return self.draw(st.sampled_from(loose or fitting[::-1]))
         return self._new_input(self.draw(st.sampled_from(shapes)), domain)
 
@@ -297,7 +298,8 @@ class _Growing:
     def _parameter(self, node: str, slot: str, shape: Shape) -> str:
         """A new parameter, or an older one of the same shape, shared."""
         same = [name for name, size in self.parameters.items() if size == shape]
-        if same and self.draw(st.booleans()):
+        shared = bool(same) and self.draw(st.booleans())
+        if shared:
             return self.draw(st.sampled_from(same))
         self.parameters[f"{node}.{slot}"] = shape
         return f"{node}.{slot}"

@@ -140,11 +140,14 @@ class Summary:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "teardown":
             return
-        for name, counts in report.user_properties:
+        properties: Sequence[tuple[str, Any]] = report.user_properties
+        for name, counts in properties:
             if name == PROPERTY:
-                adapter, dtype, networks, gradients, worst = counts  # type: ignore[misc]
-                before = self.counted.get((adapter, dtype), (0, 0, 0.0))
-                self.counted[adapter, dtype] = (before[0] + networks, before[1] + gradients, max(before[2], worst))
+                self._add(*counts)
+
+    def _add(self, adapter: str, dtype: str, networks: int, gradients: int, worst: float) -> None:
+        before = self.counted.get((adapter, dtype), (0, 0, 0.0))
+        self.counted[adapter, dtype] = (before[0] + networks, before[1] + gradients, max(before[2], worst))
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """One line per adapter and dtype: networks, gradients compared, worst agreement in noise units."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -108,7 +109,7 @@ def diff(examination: Examination, report: Report, spec: str | None) -> Group:
         forward,
         diff_table(examination),
         Text(f"{examination.adapter} {report.adapters[examination.adapter]}, {case.dtype}, {seed}"),
-        Text(f"replay: {again}"),
+        Text(f"replay: {again}", no_wrap=True, overflow="ignore"),
     )
 
 
@@ -130,13 +131,17 @@ def summary(report: Report, by_layer: bool = True) -> Group:
 
 
 def closing_line(report: Report) -> str:
-    verdict = "agreement" if report.agrees else f"{len(report.disagreements)} tensors disagree"
-    stale = f", {len(report.stale)} known divergences no longer show" if report.stale else ""
+    found = [_count(len(report.disagreements), "tensor disagrees", "tensors disagree")] if report.disagreements else []
+    found += [_count(len(report.stale), "known divergence", "known divergences") + " stale"] if report.stale else []
     interrupted = "interrupted: " if report.interrupted else ""
     return (
-        f"{interrupted}{verdict}{stale}: {report.networks} networks, {report.gradients_compared} gradients compared "
-        f"in {report.seconds:.1f} s, seed {report.seed}"
+        f"{interrupted}{', '.join(found) or 'agreement'}: {_count(report.networks, 'network', 'networks')}, "
+        f"{report.gradients_compared} gradients compared in {report.seconds:.1f} s, seed {report.seed}"
     )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _tally_table(report: Report) -> Table:
@@ -201,15 +206,11 @@ def warnings(report: Report) -> list[str]:
 
 
 def _known_counts(report: Report) -> list[str]:
-    causes = {(each.adapter, each.dtype, each.layer, each.cause) for each in report.known if each.cause}
+    tensors = Counter((each.adapter, each.dtype, each.layer, each.cause) for each in report.known if each.cause)
     return [
-        f"{adapter} {dtype} {layer}: {cause} ({sum(_is(each, adapter, dtype, cause) for each in report.known)} tensors)"
-        for adapter, dtype, layer, cause in sorted(causes, key=str)
+        f"{adapter} {dtype} {layer}: {cause} ({_count(number, 'tensor', 'tensors')})"
+        for (adapter, dtype, layer, cause), number in sorted(tensors.items(), key=str)
     ]
-
-
-def _is(each: Any, adapter: str, dtype: str, cause: str | None) -> bool:
-    return (each.adapter, each.dtype, each.cause) == (adapter, dtype, cause)
 
 
 def conventions_table(conventions: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> Table:

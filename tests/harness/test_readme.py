@@ -1,0 +1,112 @@
+"""The README, followed to the letter: the diff that it shows, and the activation that it adds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradproof.reference import LAYERS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+MOST_LINES_IN_REFERENCE = 8
+
+
+def blocks(language: str, section: str) -> list[str]:
+    """The fenced blocks of this language in the section of this title."""
+    (text,) = re.findall(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def without_version(text: str) -> str:
+    return re.sub(r"NumPy [\d.]+", "NumPy", "\n".join(line.rstrip() for line in text.splitlines()))
+
+
+def test_the_diff_shown_is_the_one_that_is_printed() -> None:
+    (block,) = blocks("console", "What a wrong gradient looks like")
+    command, _, expected = block.partition("\n")
+    assert command.startswith("$ gradproof ")
+    result = run("-m", "gradproof", *command.removeprefix("$ gradproof ").split())
+    assert result.returncode == 1
+    assert without_version(result.stdout).startswith(without_version(expected).rstrip())
+
+
+def code_lines(source: str) -> list[str]:
+    """The lines of code, docstrings and blank lines aside."""
+    without_docstrings = re.sub(r'^ *""".*?"""\n', "", source, flags=re.MULTILINE | re.DOTALL)
+    return [line for line in without_docstrings.splitlines() if line.strip()]
+
+
+def insert_before(path: Path, marker: str, text: str) -> None:
+    source = path.read_text()
+    position = source.rindex(marker)
+    path.write_text(source[:position] + text + source[position:])
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the package as it is installed, to which the README's lines can be added."""
+    shutil.copytree(ROOT / "gradproof", tmp_path / "gradproof", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("reference", "adapters"):
+        shutil.copytree(ROOT / folder, tmp_path / "gradproof" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def add_the_activation(checkout: Path) -> None:
+    pair, row, torch_row, jax_row = blocks("python", "Add an activation")
+    package = checkout / "gradproof"
+    source = (package / "reference" / "activations.py").read_text().rstrip()
+    assert source.endswith("\n)")
+    (package / "reference" / "activations.py").write_text(source[:-1] + row + ")\n")
+    insert_before(package / "reference" / "activations.py", "LAYERS = (", pair + "\n\n")
+    for adapter, line in (("torch", torch_row), ("jax", jax_row)):
+        insert_before(package / "adapters" / f"{adapter}.py", '    "linear":', line)
+
+
+def test_adding_an_activation_takes_few_lines() -> None:
+    pair, row, *adapter_rows = blocks("python", "Add an activation")
+    assert len(code_lines(pair) + code_lines(row)) <= MOST_LINES_IN_REFERENCE
+    assert [len(code_lines(each)) for each in adapter_rows] == [1, 1]
+
+
+@pytest.mark.parametrize("adapter", ["torch", "jax"])
+def test_the_added_activation_agrees(checkout: Path, adapter: str) -> None:
+    pytest.importorskip(adapter, reason=f"needs pip install 'gradproof[{adapter}]'")
+    (name,) = re.findall(r"def (\w+)_forward", README)
+    assert name not in LAYERS
+    add_the_activation(checkout)
+    options = ("--layer", name, "--networks", "10", "--seed", "1", "--max-nodes", "2", "--json", "report.json")
+    result = run("-m", "gradproof", "check", "--adapter", adapter, *options, cwd=checkout, PYTHONPATH=str(checkout))
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((checkout / "report.json").read_text())
+    assert report["networks"] == 10
+    assert re.search(rf"^{name} +10 +10$", result.stdout, re.MULTILINE)
+
+
+def test_a_wrong_added_activation_is_found(checkout: Path) -> None:
+    pytest.importorskip("torch", reason="needs pip install 'gradproof[torch]'")
+    add_the_activation(checkout)
+    activations = checkout / "gradproof" / "reference" / "activations.py"
+    activations.write_text(activations.read_text().replace("dout * -2.0 * x * out", "dout * 2.0 * x * out"))
+    options = ("--layer", "gaussian", "--networks", "10", "--seed", "1", "-x")
+    result = run("-m", "gradproof", "check", "--adapter", "torch", *options, cwd=checkout, PYTHONPATH=str(checkout))
+    assert result.returncode == 1
+    assert "gaussian (node" in result.stdout
