@@ -3,7 +3,7 @@ from gradproof.reference import LAYERS, NumpyReference
 
 def layer_norm_backward(dout, cache):
     """A common mistake: the mean of g z is left out."""
-    normalized, reciprocal, weight, axes = cache
+    _, reciprocal, weight, axes = cache
     g = dout if weight is None else dout * weight
     gradients = LAYERS["layer_norm"].backward(dout, cache)
     return gradients | {"x": reciprocal * (g - g.mean(axis=axes, keepdims=True))}
