@@ -41,10 +41,11 @@ class Domain:
         return other.floating and (self.kind == "real" or other.kind == "unit")
 
     def contains(self, array: np.ndarray) -> bool:
+        """Whether every number of the array is in the domain; NaN, which overflow leaves behind, may be anywhere."""
         if self.kind == "index":
             in_range = array.size == 0 or (array.min() >= 0 and array.max() < self.classes)
             return bool(np.issubdtype(array.dtype, np.integer) and in_range)
-        return bool(self.kind == "real" or ((array >= 0) & (array <= 1)).all())
+        return bool(self.kind == "real" or not ((array < 0) | (array > 1)).any())
 
     def __str__(self) -> str:
         return f"integers from 0 to {self.classes - 1}" if self.kind == "index" else self.kind

@@ -35,49 +35,51 @@ SUMMING_METHODS = frozenset(["reduce", "accumulate", "reduceat"])
 ROUNDED_AT_ONE = frozenset([ndtr])
 
 
+POOL = 4096
+"""Random numbers made at once; small arrays would spend most of their time asking for a few."""
+
+
 class Rounding:
     """One sample of the rounding errors that a dtype's arithmetic may make.
 
     dtype: the arithmetic's dtype. generator: where the errors come from.
-    to_grid: round at random up or down to the dtype's own numbers, which keeps exact results exact and
-        lets neighbours collide; otherwise shift by a relative error of up to half a unit in the last place.
+    to_grid: after the shift by a relative error of up to half a unit in the last place, round to the dtype's
+        own numbers; results that the dtype holds stay exact, others go up or down, and neighbours may collide.
     """
 
     def __init__(self, dtype: np.dtype[Any], generator: np.random.Generator, to_grid: bool) -> None:
         info = np.finfo(dtype)
         self.dtype = dtype
         self.generator = generator
+        self.to_grid = to_grid and dtype != FLOAT64
         self.largest = float(info.max)
         self.smallest_normal = float(info.smallest_normal)
         # A float64 result is rounded already; a shift of half a unit would be rounded away again.
         self.unit = float(info.eps) * (1.0 if dtype == FLOAT64 else 0.5)
-        self._round = self._to_grid if to_grid else self._shift
+        self._errors = np.empty(0)
 
     def __call__(self, exact: np.ndarray, at_one: bool = False) -> np.ndarray:
         """The array with rounding errors; NaN where the dtype overflows."""
-        rounded = self._round(exact + self._uniform(exact.shape) * self.unit if at_one else exact)
+        errors = self._take(exact.size).reshape(exact.shape)
+        rounded = exact + errors * (1.0 if at_one else exact)
+        if self.to_grid:
+            rounded = rounded.astype(self.dtype).astype(FLOAT64)
         size = np.abs(exact)
-        vanishing = (size < self.smallest_normal) & (size > 0.0)
-        if vanishing.any():
-            # Hardware flushes numbers below the smallest normal one to zero, or keeps them.
-            kept = self.generator.integers(0, 2, exact.shape)
-            rounded = np.where(vanishing, exact * kept, rounded)
-        return np.where(size <= self.largest, rounded, np.nan)
+        ordinary = (size >= self.smallest_normal) & (size <= self.largest)
+        return np.asarray(rounded) if ordinary.all() else self._at_the_ends(exact, size, rounded)
 
-    def _uniform(self, shape: tuple[int, ...]) -> np.ndarray:
-        return self.generator.uniform(-1.0, 1.0, shape)
+    def _at_the_ends(self, exact: np.ndarray, size: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+        """Zero stays zero, numbers below the smallest normal one are flushed to zero or kept, overflow is NaN."""
+        kept = self._take(exact.size).reshape(exact.shape) > 0.0
+        small = np.where(size < self.smallest_normal, np.where(kept, exact, 0.0), rounded)
+        return np.where(size <= self.largest, small, np.nan)
 
-    def _shift(self, exact: np.ndarray) -> np.ndarray:
-        return np.asarray(exact + exact * (self.unit * self._uniform(exact.shape)))
-
-    def _to_grid(self, exact: np.ndarray) -> np.ndarray:
-        if self.dtype == FLOAT64:
-            step = self.generator.integers(-1, 2, exact.shape)
-            return np.asarray(exact + np.where(exact == 0.0, 0.0, step * np.spacing(np.abs(exact))))
-        nearest = exact.astype(self.dtype)
-        beyond = np.where(nearest.astype(FLOAT64) < exact, np.inf, -np.inf).astype(self.dtype)
-        other = np.where(nearest.astype(FLOAT64) == exact, nearest, np.nextafter(nearest, beyond))
-        return np.where(self.generator.integers(0, 2, exact.shape) == 0, nearest, other).astype(FLOAT64)
+    def _take(self, count: int) -> np.ndarray:
+        """Relative errors, uniform within a unit."""
+        if self._errors.size < count:
+            self._errors = self.unit * self.generator.uniform(-1.0, 1.0, max(POOL, count))
+        taken, self._errors = self._errors[:count], self._errors[count:]
+        return taken
 
 
 class Noisy(np.ndarray):

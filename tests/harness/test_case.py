@@ -20,6 +20,10 @@ from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 
 LAYER_NAMES = ", ".join(LAYERS)
+INPUTS = [
+    {"name": "x", "shape": [2, 3], "domain": "real"},
+    {"name": "target", "shape": [2], "domain": "index", "classes": 4},
+]
 
 
 def node(name: str, layer: str, *inputs: str, parameters: dict[str, str] | None = None, **options: Any) -> Node:
@@ -133,10 +137,7 @@ def test_the_fields_of_a_spec() -> None:
     assert list(data) == ["schema", "dtype", "seed", "network", "values", "cotangent"]
     assert (data["schema"], data["dtype"], data["seed"], data["cotangent"]) == (SCHEMA, "float64", 7, 1.5)
     assert data["network"] == {
-        "inputs": [
-            {"name": "x", "shape": [2, 3], "domain": "real"},
-            {"name": "target", "shape": [2], "domain": "index", "classes": 4},
-        ],
+        "inputs": INPUTS,
         "nodes": [
             {
                 "name": "logits",
@@ -149,7 +150,7 @@ def test_the_fields_of_a_spec() -> None:
                 "name": "loss",
                 "layer": "cross_entropy",
                 "inputs": ["logits", "target"],
-                "options": {"targets": "indices", "reduction": "mean"},
+                "options": {"targets": "classes", "reduction": "mean"},
                 "parameters": {},
             },
         ],
@@ -241,7 +242,17 @@ BAD_FIELDS = [
     ("network.nodes.0.inputs", ["logits"], "node 'logits' reads its own output, a cycle: logits <- logits"),
     ("network.nodes.0.inputs", ["loss"], "node 'logits' reads its own output, a cycle: logits <- loss <- logits"),
     ("network.nodes.0.inputs", [], "node 'logits' (linear): takes 1 inputs (x), got 0"),
-    ("network.nodes.1.inputs", ["x", "target"], "'b' does not reach the output 'loss', so it has no gradient"),
+    (
+        "network.nodes.1.inputs",
+        ["x", "target"],
+        "node 'loss' (cross_entropy): its target must hold integers from 0 to 2, "
+        "but 'target' holds integers from 0 to 3",
+    ),
+    (
+        "network.inputs",
+        [*INPUTS, {"name": "spare", "shape": [1]}],
+        "'spare' does not reach the output 'loss', so it has no gradient",
+    ),
     ("network.nodes.0.options", [], "node 'logits': 'options' must be of type dict, got []"),
     (
         "network.nodes.0.options",
@@ -257,7 +268,7 @@ BAD_FIELDS = [
     (
         "network.nodes.1.options.reduction",
         "max",
-        "node 'loss' (cross_entropy): option reduction='max': expected one of 'none', 'mean', 'sum'",
+        "node 'loss' (cross_entropy): option reduction='max': expected one of 'mean', 'none', 'sum'",
     ),
     ("network.nodes.0.parameters", [], "node 'logits': 'parameters' must be of type dict, got []"),
     (
@@ -268,7 +279,7 @@ BAD_FIELDS = [
     (
         "network.inputs.1.shape",
         [3],
-        "node 'loss' (cross_entropy): class indices of shape [3] do not fit an input of shape [2, 4]",
+        "node 'loss' (cross_entropy): a prediction of shape [2, 4] needs a target of shape [2], got [3]",
     ),
     ("values", GONE, "spec: 'values' is missing"),
     ("values", [], "spec: 'values' must be of type dict, got []"),
@@ -310,10 +321,10 @@ NO_NUMBERS = [
     ("values.x.0.0", "nan"),
     ("values.x.0.0", None),
     ("values.x.0.0", True),
-    ("values.x.0.0", 10**400),
+    pytest.param("values.x.0.0", 10**400, id="too large for a float"),
     ("values.target.0", 1.5),
     ("values.target.0", "1"),
-    ("values.target.0", 10**30),
+    pytest.param("values.target.0", 10**30, id="too large for an index"),
     ("cotangent", None),
     ("cotangent", "1.5"),
 ]
@@ -357,13 +368,13 @@ def test_a_field_of_a_wrong_type_is_refused_by_name(tmp_path: Path, field: str, 
 
 def test_a_case_refuses_an_array_in_another_dtype() -> None:
     case = classifier()
-    with pytest.raises(NetworkError, match="^values: 'b' is in float32, expected float64$"):
+    with pytest.raises(NetworkError, match=r"^values: 'b' is in float32, expected float64$"):
         Case(case.network, case.dtype, {**case.values, "b": np.zeros(4, np.float32)}, case.cotangent)
 
 
 def test_a_case_refuses_a_cotangent_in_another_dtype() -> None:
     case = classifier()
-    with pytest.raises(NetworkError, match="^cotangent is in float32, expected float64$"):
+    with pytest.raises(NetworkError, match=r"^cotangent is in float32, expected float64$"):
         Case(case.network, case.dtype, case.values, case.cotangent.astype(np.float32))
 
 
@@ -371,7 +382,7 @@ def test_a_case_refuses_numbers_outside_the_unit_interval() -> None:
     network = Network(
         (Input("p", (1,)), Input("t", (1,), UNIT)), (node("s", "sigmoid", "p"), node("l", "bce", "s", "t"))
     )
-    with pytest.raises(NetworkError, match="^values: 't' holds numbers outside its domain: unit$"):
+    with pytest.raises(NetworkError, match=r"^values: 't' holds numbers outside its domain: unit$"):
         Case(network, "float64", {"p": np.zeros(1), "t": np.full(1, 1.5)}, np.asarray(1.0))
 
 
