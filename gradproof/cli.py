@@ -23,7 +23,7 @@ from gradproof.drawing import MAX_NODES
 from gradproof.examples import EXAMPLES, UnknownExampleError, example
 from gradproof.reference import LAYERS
 from gradproof.registry import adapter_names, load_adapter, load_adapters
-from gradproof.report import conventions_table, diff, summary
+from gradproof.report import conventions_table, diff, output_console, summary
 from gradproof.support import layers_table, layers_to_json
 from gradproof.walk import render_walk, walk
 
@@ -172,7 +172,7 @@ def _add_walk(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    console = Console()
+    console = output_console()
     with _progress(options.networks) as advance:
         report = check(
             options.adapter or DEFAULT_ADAPTERS,
@@ -209,7 +209,7 @@ def _show(report: Report, path: Path | None, console: Console) -> int:
 def _replay(options: argparse.Namespace) -> int:
     report = replay(load_case(options.spec, LAYERS), options.adapter or DEFAULT_ADAPTERS)
     _write_json(options.json, report.to_json())
-    console = Console()
+    console = output_console()
     for examination, _ in report.examinations:
         console.print(diff(examination, report, str(options.spec)))
         console.print()
@@ -220,7 +220,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _layers(options: argparse.Namespace) -> int:
     adapters = load_adapters(options.adapter) if options.adapter else _installed()
     _write_json(options.json, layers_to_json(adapters))
-    Console().print(layers_table(adapters))
+    output_console().print(layers_table(adapters))
     return AGREEMENT
 
 
@@ -238,7 +238,7 @@ def _installed() -> Mapping[str, Adapter | str]:
 def _walk(options: argparse.Namespace) -> int:
     shown = walk(example(options.example), load_adapters(options.adapter or ()).values())
     _write_json(options.json, shown.to_json())
-    Console().print(render_walk(shown))
+    output_console().print(render_walk(shown))
     return AGREEMENT
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,6 +25,12 @@ STYLES = {
     "known divergence": "cyan",
     "agrees": "green",
 }
+
+
+def output_console() -> Console:
+    """Standard output: as wide as the terminal, or as a diff needs where there is none."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDTH)
 
 
 def number(value: Any, digits: int = 9) -> str:
@@ -122,7 +129,8 @@ def diff_text(examination: Examination, report: Report, spec: str | None) -> str
 
 def summary(report: Report, by_layer: bool = True) -> Group:
     """Counts per adapter and dtype, then per layer, then everything that deserves a warning."""
-    parts: list[RenderableType] = [_tally_table(report)]
+    versions = ", ".join(f"{name} {version}" for name, version in report.adapters.items())
+    parts: list[RenderableType] = [Text(versions), "", _tally_table(report)]
     if by_layer:
         parts += ["", _layer_table(report)]
     parts += [Text(line, "yellow") for line in warnings(report)]
@@ -151,7 +159,7 @@ def _tally_table(report: Report) -> Table:
     for name in ("networks", "gradients", "wrong", "known", "worst agreeing", "unverifiable", "ill-conditioned"):
         table.add_column(name, justify="right")
     for (adapter, dtype), tally in report.tallies.items():
-        table.add_row(f"{adapter} {report.adapters[adapter]}", dtype, *_counts(tally))
+        table.add_row(adapter, dtype, *_counts(tally))
     return table
 
 

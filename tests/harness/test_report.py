@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,12 +75,18 @@ def examined(adapter: Adapter, of: Case, timeout: float = 60.0) -> tuple[Examina
 
 
 def headline_of(adapter: Adapter, of: Case, timeout: float = 60.0) -> str:
-    return headline(examined(adapter, of, timeout)[0])
+    (line,) = settled(headline(examined(adapter, of, timeout)[0]))
+    return line
 
 
 def diff_of(adapter: Adapter, of: Case, spec: str | None = None) -> str:
     examination, report = examined(adapter, of)
     return diff_text(examination, report, spec)
+
+
+def settled(text: str) -> list[str]:
+    """The lines, with single spaces, and N for noise units so large that they depend on the noise drawn."""
+    return [" ".join(re.sub(r"\b\d(\.\d+)?e\+1\d\b", "N", line).split()) for line in text.splitlines()]
 
 
 def rendered(what: RenderableType, width: int = 200) -> str:
@@ -89,7 +96,11 @@ def rendered(what: RenderableType, width: int = 200) -> str:
 
 
 class Changed(NumpyReference):
-    """The reference under another name, with something changed."""
+    """The reference under another name, with something changed.
+
+    row: a layer and the pair to use for it. lacking: a layer that is not supported.
+    raising, extra: what the backward pass raises, or returns beside what it should, wherever there is a tanh.
+    """
 
     name = "mine"
 
@@ -111,9 +122,12 @@ class Changed(NumpyReference):
         return layer.name != self._lacking
 
     def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+        gradients = super().backward(forward, cotangent)
+        if all(node.layer.name != "tanh" for node in forward.tape[0].nodes):
+            return gradients
         if self._raising:
             raise self._raising
-        return {**super().backward(forward, cotangent), **self._extra}
+        return {**gradients, **self._extra}
 
 
 # Headlines.
@@ -126,16 +140,14 @@ def test_headline_of_agreement() -> None:
 
 def test_headline_of_a_wrong_gradient() -> None:
     assert headline_of(fault("relu_derivative_left_out"), gated()) == (
-        "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (8.9e+15 noise units)"
+        "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (N noise units)"
     )
 
 
 def test_headline_of_a_wrong_scalar_has_no_index() -> None:
-    alone = case((node("loss", "mse", "x", "y", reduction="sum"),), 1.0, x=[3.0], y=[1.0])
-    flipped = Changed(("mse", (LAYERS["mse"].forward, lambda dout, cache: {"x": -dout, "target": dout})))
-    assert " d x at [0]: expected 4, got -1 (" in headline_of(flipped, alone)
-    doubled = Changed(("mse", (lambda *xs, reduction: (np.float64(8.0), None), lambda dout, cache: {})))
-    assert headline_of(doubled, alone).startswith(
+    loss = case((node("loss", "mse", "x", "y", reduction="sum"),), 1.0, x=[3.0], y=[1.0])
+    doubled = Changed(("mse", (lambda x, target, reduction: (np.float64(8.0), None), lambda dout, cache: {})))
+    assert headline_of(doubled, loss).startswith(
         "mine float64: mse (node loss) is wrong: out loss: expected 4, got 8 ("
     )
 
@@ -150,7 +162,7 @@ def test_headline_of_a_wrong_value() -> None:
 def test_headline_of_a_composition_fault() -> None:
     assert headline_of(fault("fan_out_path_dropped"), fork()) == (
         "reference float64: every layer agrees alone; in the network, d h at [1]: expected 4, got 2 "
-        "(1.1e+15 noise units); the gradients that a, b send to h add up wrongly"
+        "(N noise units); the gradients that a, b send to h add up wrongly"
     )
 
 
@@ -208,33 +220,44 @@ def test_headline_of_a_gradient_that_nobody_asked_for() -> None:
 
 
 def test_diff_of_a_wrong_gradient() -> None:
-    assert diff_of(fault("relu_derivative_left_out"), gated(), "some/spec.json").splitlines() == [
-        "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (8.9e+15 noise units)",
+    assert settled(diff_of(fault("relu_derivative_left_out"), gated(), "some/spec.json")) == [
+        "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (N noise units)",
         "network: x[2,2] -> relu -> multiply(y[2,2])",
         "forward: every value agrees",
-        "node layer    tensor shape  worst error     at expected got noise units verdict",
-        "out  multiply d out  [2, 2]    0.00e+00 [0, 0]        1   1           0 agrees",
-        "out  multiply d h    [2, 2]    0.00e+00 [0, 0]      0.5 0.5           0 agrees",
-        "out  multiply d y    [2, 2]    0.00e+00 [0, 0]        1   1           0 agrees",
-        "h    relu     d x    [2, 2]    6.00e+00 [1, 0]        0   6     8.9e+15 WRONG HERE",
+        "node layer tensor shape worst error at expected got noise units verdict",
+        "out multiply d out [2, 2] 0.00e+00 [0, 0] 1 1 0 agrees",
+        "out multiply d h [2, 2] 0.00e+00 [0, 0] 0.5 0.5 0 agrees",
+        "out multiply d y [2, 2] 0.00e+00 [0, 0] 1 1 0 agrees",
+        "h relu d x [2, 2] 6.00e+00 [1, 0] 0 6 N WRONG HERE",
         f"reference {VERSION}, float64, numbers given",
         "replay: gradproof replay some/spec.json --adapter reference",
     ]
 
 
 def test_diff_of_a_composition_fault() -> None:
-    assert diff_of(fault("fan_out_path_dropped"), fork()).splitlines()[2:] == [
+    lines = settled(diff_of(fault("fan_out_path_dropped"), fork()))
+    assert lines[lines.index("forward: every value agrees") - 1 :] == [
         "network: x[3] -> identity as h; h -> relu as a; h -> leaky_relu as b; a -> add(b)",
         "forward: every value agrees",
-        "node layer    tensor shape worst error  at expected got noise units verdict",
-        "sum  add      d sum  [3]      0.00e+00 [0]        1   1           0 agrees",
-        "sum  add      d b    [3]      0.00e+00 [0]        1   1           0 agrees",
-        "sum  add      d a    [3]      0.00e+00 [0]        1   1           0 agrees",
-        "a    relu     d h    [3]      2.00e+00 [1]        4   2     1.1e+15 composition",
-        "h    identity d x    [3]      2.00e+00 [1]        4   2     1.1e+15 inherited",
+        "node layer tensor shape worst error at expected got noise units verdict",
+        "sum add d sum [3] 0.00e+00 [0] 1 1 0 agrees",
+        "sum add d b [3] 0.00e+00 [0] 1 1 0 agrees",
+        "sum add d a [3] 0.00e+00 [0] 1 1 0 agrees",
+        "a relu d h [3] 2.00e+00 [1] 4 2 N composition",
+        "h identity d x [3] 2.00e+00 [1] 4 2 N inherited",
         f"reference {VERSION}, float64, numbers given",
         "replay: no spec was written",
     ]
+
+
+def test_columns_stand_below_their_headings() -> None:
+    lines = diff_of(fault("relu_derivative_left_out"), gated()).splitlines()
+    heading, *rows = lines[3:8]
+    for row in rows:
+        assert row.index(" d ") + 1 == heading.index("tensor")
+        assert row.index("]") + 1 <= heading.index("worst error")
+    assert rows[-1].endswith("WRONG HERE")
+    assert rows[-1].index("WRONG HERE") == heading.index("verdict")
 
 
 def test_diff_of_a_wrong_value_lists_values_first() -> None:
@@ -362,11 +385,11 @@ def known_divergence() -> Divergence:
 def test_headline_of_a_known_divergence() -> None:
     subject = Subject(fault("relu_derivative_left_out"), {}, (known_divergence(),))
     found = examine(subject, Oracles(gated()))
-    assert headline(found) == (
-        "reference float64: relu (node h) diverges as known: d x at [1, 0]: expected 0, got 6 (8.9e+15 noise units)"
-    )
+    assert settled(headline(found)) == [
+        "reference float64: relu (node h) diverges as known: d x at [1, 0]: expected 0, got 6 (N noise units)"
+    ]
     report = Report(0, ("float64",), {"reference": "1"}, {"reference": "reference"})
-    assert diff_text(found, report, None).splitlines()[7].endswith("8.9e+15 known divergence")
+    assert diff_text(found, report, None).splitlines()[7].endswith(" known divergence")
 
 
 def test_an_unknown_fault_beside_a_known_one_is_the_headline(tmp_path: Path) -> None:
@@ -388,9 +411,7 @@ def test_a_stale_divergence(tmp_path: Path) -> None:
         "mine float64: the known divergence of tanh (tanh is taken from a table) no longer shows at {'x': 2.0}: "
         "remove its entry"
     ]
-    assert closing_line(report) == (
-        "1 known divergence stale: 1 network, 3 gradients compared in 1.2 s, seed 0"
-    )  # fmt: skip
+    assert closing_line(report) == "1 known divergence stale: 1 network, 3 gradients compared in 1.2 s, seed 0"
 
 
 # The summary.
@@ -415,14 +436,11 @@ def test_summary_of_disagreement() -> None:
     report = replay(gated(), [fault("relu_derivative_left_out"), Changed()])
     report.seconds = 12.34
     lines = rendered(summary(report)).splitlines()
-    assert [line.split()[-11:-2] for line in lines[1:3]] == [
-        ["float64", "1", "4", "1", "0", "0.0", "units", "0.00%", "0.00%"][-9:],
-        ["float64", "1", "4", "0", "0", "0.0", "units", "0.00%", "0.00%"][-9:],
-    ] or [line.split()[-9:] for line in lines[1:3]] == [
+    assert [line.split()[-9:] for line in lines[1:3]] == [
         ["float64", "1", "4", "1", "0", "0.0", "units", "0.00%", "0.00%"],
         ["float64", "1", "4", "0", "0", "0.0", "units", "0.00%", "0.00%"],
     ]
-    assert [" ".join(line.split()) for line in lines[4:7]] == [
+    assert settled("\n".join(lines[4:7])) == [
         "networks with layer reference float64 mine float64",
         "multiply 1 1",
         "relu 1 WRONG of 1 1",

@@ -1,0 +1,351 @@
+"""The pytest plugin, in pytest runs of their own: options, ids, summary, failures, and other people's suites."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradproof.case import load_case
+from gradproof.reference import LAYERS
+from gradproof.registry import adapter_names
+
+USAGE_ERROR = 4
+RANDOM = "test_every_gradient_agrees"
+KINKS = "test_the_derivative_at_every_kink_is_a_valid_one"
+
+MINE = """
+from gradproof.reference import LAYERS, NumpyReference
+
+
+def no_derivative(dout, cache):
+    return {"x": dout}
+
+
+class Mine(NumpyReference):
+    name = "mine"
+
+    def version(self):
+        return "1.0"
+
+    def forward(self, network, values, dtype):
+        with open("seen.txt", "a") as file:
+            print(dtype, *(node.layer.name for node in network.nodes), file=file)
+        return super().forward(network, values, dtype)
+
+
+class Broken(NumpyReference):
+    name = "broken"
+
+    def __init__(self):
+        super().__init__(rows={"tanh": (LAYERS["tanh"].forward, no_derivative)})
+
+    def version(self):
+        return "2.0"
+"""
+
+WITHOUT_FRAMEWORKS = """
+import sys
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "jax"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+"""
+
+
+def someones(directory: Path) -> Path:
+    """A project of someone else's, with strict settings and an adapter of its own."""
+    (directory / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n")
+    (directory / "my_adapter.py").write_text(MINE)
+    return directory
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return someones(tmp_path)
+
+
+def run_pytest(project: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    """pytest in the project's directory. path: what stands on PYTHONPATH."""
+    ignored = ("CI", "NO_COLOR", "FORCE_COLOR", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")
+    environment = {name: value for name, value in os.environ.items() if name not in ignored}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", "pytest.ini", "-p", "no:cacheprovider", *arguments],
+        cwd=project,
+        env=environment | {"COLUMNS": "200", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def conformance(project: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    return run_pytest(project, "--pyargs", "gradproof.conformance", *arguments, path=path)
+
+
+def summary_line(stdout: str, start: str) -> str:
+    """The line of the terminal summary that begins so."""
+    _, _, summary = stdout.partition("= gradproof =")
+    (line,) = (line for line in summary.splitlines() if line.startswith(start))
+    return line
+
+
+# Agreement.
+
+
+def test_ids_header_and_summary(project: Path) -> None:
+    done = conformance(project, "--adapter", "my_adapter.py:Mine", "--adapter", "reference", "--networks", "3", "-v")
+    assert done.returncode == 0, done.stdout
+    assert f"gradproof: mine 1.0, reference {np.__version__}" in done.stdout.splitlines()
+    for target in ("my_adapter.py:Mine-float64", "my_adapter.py:Mine-float32", "reference-float64"):
+        assert f"::{RANDOM}[{target}] PASSED" in done.stdout
+        assert f"::test_worked_example_agrees[{target}-tanh_2_3_1] PASSED" in done.stdout
+    for start in ("mine 1.0 float64: ", f"reference NumPy {np.__version__} float32: "):
+        counts = r"3 networks, (\d+) gradients compared, worst agreement \d+\.\d noise units"
+        found = re.fullmatch(re.escape(start) + counts, summary_line(done.stdout, start))
+        assert found, summary_line(done.stdout, start)
+        assert int(found[1]) > 3
+
+
+def test_options_narrow_the_run(project: Path) -> None:
+    target = ("--adapter", "my_adapter.py:Mine", "--dtype", "float32")
+    options = ("--layer", "gelu", "--layer", "mse", "--networks", "4", "-k", RANDOM, "-v")
+    done = conformance(project, *target, *target, *options)
+    assert done.returncode == 0, done.stdout
+    assert re.findall(r"\[(\S+)\] PASSED", done.stdout) == ["my_adapter.py:Mine-float32"]
+    assert summary_line(done.stdout, "mine").startswith("mine 1.0 float32: 4 networks, ")
+    seen = [line.split() for line in (project / "seen.txt").read_text().splitlines()]
+    assert {dtype for dtype, *_ in seen} == {"float32"}
+    assert all({"gelu", "mse"} & set(layers) for _, *layers in seen[-4:])
+
+
+def test_help_shows_the_options(project: Path) -> None:
+    text = run_pytest(project, "--help").stdout
+    group = text.partition("gradient conformance (gradproof):")[2]
+    for option in ("--adapter=A", "--dtype=D", "--layer=L", "--networks=N"):
+        assert option in group
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        (
+            "--adapter",
+            "tensorflow",
+            f"unknown adapter 'tensorflow'; valid adapters: {', '.join(adapter_names())}, or package.module:Class or "
+            "path/to/file.py:Class",
+        ),
+        ("--layer", "dense", f"unknown layer 'dense'; valid layers: {', '.join(LAYERS)}"),
+        ("--networks", "0", "--networks: expected an integer of at least 1, got 0"),
+    ],
+)
+def test_an_unknown_name_ends_the_run_with_the_valid_ones(project: Path, option: str, value: str, message: str) -> None:
+    done = conformance(project, option, value)
+    assert done.returncode == USAGE_ERROR
+    assert done.stderr.strip() == f"ERROR: {message}"
+    assert done.stdout == ""
+
+
+# Disagreement.
+
+HEADLINE = r"DisagreementError: broken float64: tanh \(node h1\) is wrong: d x0 at \["
+DIFF = [
+    "forward: every value agrees",
+    "node layer tensor shape worst error at expected got noise units verdict",
+    " h1 tanh d x0 [2, 3] ",
+    " WRONG HERE ",
+    "broken 2.0, float64, numbers drawn from seed ",
+    "replay: gradproof replay gradproof-failures/pytest-broken-float64.json --adapter my_adapter.py:Broken",
+]
+BROKEN = (
+    "--adapter",
+    "my_adapter.py:Broken",
+    "--dtype",
+    "float64",
+    "--layer",
+    "tanh",
+    "--networks",
+    "20",
+    "-k",
+    RANDOM,
+)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run that failed, and the directory that it ran in."""
+
+    done: subprocess.CompletedProcess[str]
+    project: Path
+
+    @property
+    def junit(self) -> ElementTree.Element:
+        return ElementTree.parse(self.project / "junit.xml").getroot()
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
+    project = someones(tmp_path_factory.mktemp("failed"))
+    return Failed(conformance(project, *BROKEN, "--junitxml", "junit.xml"), project)
+
+
+def missing(text: str) -> list[str]:
+    """What of the diff is not in the text, pytest's margin and repeated spaces aside."""
+    lines = (line.removeprefix("E ").split() for line in text.splitlines())
+    joined = " ".join(word for line in lines for word in line)
+    return [each for each in DIFF if each not in joined]
+
+
+def test_a_failure_shows_the_per_layer_diff(failed: Failed) -> None:
+    assert failed.done.returncode == 1
+    assert missing(failed.done.stdout) == []
+    assert re.search(HEADLINE, failed.done.stdout)
+    assert "in require_agreement" not in failed.done.stdout
+
+
+def test_a_failure_in_junit_has_the_headline_and_the_diff(failed: Failed) -> None:
+    (failure,) = failed.junit.iter("failure")
+    assert re.search(HEADLINE, failure.attrib["message"])
+    assert missing(failure.text or "") == []
+
+
+def test_the_failing_network_is_shrunk_and_can_be_replayed(failed: Failed) -> None:
+    assert "network: x0[2,3] -> tanh" in failed.done.stdout
+    assert os.listdir(failed.project / "gradproof-failures") == ["pytest-broken-float64.json"]
+    case = load_case(failed.project / "gradproof-failures" / "pytest-broken-float64.json", LAYERS)
+    assert str(case.network) == "x0[2,3] -> tanh"
+
+
+def test_distributed(project: Path) -> None:
+    """The diff and the summary come from the workers."""
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    both = ("--adapter", "my_adapter.py:Mine", *BROKEN)
+    done = conformance(project, *both, "-n", "2")
+    assert done.returncode == 1
+    assert missing(done.stdout) == []
+    assert "1 failed, 1 passed" in done.stdout
+    assert re.fullmatch(
+        r"mine 1\.0 float64: 20 networks, \d+ gradients compared, worst agreement \d+\.\d noise units",
+        summary_line(done.stdout, "mine 1.0 float64"),
+    )
+    assert summary_line(done.stdout, "broken 2.0 float64: ")
+
+
+def test_an_unknown_name_under_xdist(project: Path) -> None:
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    done = conformance(project, "--dtype", "float16", "-n", "2")
+    assert done.returncode == USAGE_ERROR
+    assert done.stderr.strip() == "ERROR: unknown dtype 'float16'; valid dtypes: float64, float32"
+
+
+# Frameworks that are not there.
+
+
+@pytest.fixture
+def without_frameworks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory for PYTHONPATH, with which neither torch nor jax can be imported."""
+    directory = tmp_path_factory.mktemp("path")
+    (directory / "sitecustomize.py").write_text(WITHOUT_FRAMEWORKS)
+    return str(directory)
+
+
+def test_a_missing_framework_skips(project: Path, without_frameworks: str) -> None:
+    done = conformance(project, "-k", KINKS, "-v", "-rs", path=without_frameworks)
+    assert done.returncode == 0, done.stdout
+    for name in ("torch", "jax"):
+        reason = f"adapter '{name}' needs {name}, which is not installed: pip install 'gradproof[{name}]'"
+        assert f"{KINKS}[{name}-float64] SKIPPED" in done.stdout
+        assert reason in done.stdout
+    assert f"{KINKS}[reference-float64] PASSED" in done.stdout
+    assert re.search(
+        rf"^gradproof: reference {re.escape(np.__version__)}, torch \S+.*, jax ", done.stdout, re.MULTILINE
+    )
+
+
+def test_a_missing_framework_that_was_asked_for_is_an_error(project: Path, without_frameworks: str) -> None:
+    done = conformance(project, "--adapter", "torch", path=without_frameworks)
+    assert done.returncode == USAGE_ERROR
+    assert done.stderr.strip() == (
+        "ERROR: adapter 'torch' needs torch, which is not installed: pip install 'gradproof[torch]'"
+    )
+
+
+# Other people's suites.
+
+UNTOUCHED = """
+import sys
+
+HARNESS = {"gradproof." + each for each in ("check", "drawing", "examination", "noise", "reference", "cli", "faults")}
+
+
+def test_nothing_heavy_is_imported():
+    assert sorted(({"torch", "jax", "scipy", "rich"} | HARNESS) & sys.modules.keys()) == []
+"""
+
+TARGETS = """
+import pytest
+
+
+@pytest.fixture
+def target():
+    return "ours"
+
+
+def test_own_fixture(target):
+    assert target == "ours"
+"""
+
+PARAMETRIZED = """
+import pytest
+
+
+@pytest.mark.parametrize("target", ["ours"])
+def test_own_parameter(target):
+    assert target == "ours"
+"""
+
+
+def run_suite(project: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    (project / "test_theirs.py").write_text(text)
+    return run_pytest(project, "test_theirs.py", "-q", *options)
+
+
+def test_another_suite_imports_nothing_heavy(project: Path) -> None:
+    done = run_suite(project, UNTOUCHED)
+    assert done.returncode == 0, done.stdout
+    assert "= gradproof =" not in done.stdout
+
+
+@pytest.mark.parametrize("text", [TARGETS, PARAMETRIZED], ids=["fixture", "parameter"])
+def test_another_suite_may_have_a_target_of_its_own(project: Path, text: str) -> None:
+    done = run_suite(project, text)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+OWN_TEST = """
+def test_mine(gradproof_run, gradproof_networks, gradproof_layers):
+    assert (gradproof_networks, gradproof_layers) == (7, ("tanh",))
+    assert list(gradproof_run.report.adapters) == ["reference"]
+"""
+
+
+def test_the_fixtures_serve_tests_outside_the_package(project: Path) -> None:
+    done = run_suite(project, OWN_TEST, "--adapter", "reference", "--layer", "tanh", "--networks", "7", "-v")
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
