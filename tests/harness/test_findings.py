@@ -12,7 +12,8 @@ import pytest
 FINDINGS = (Path(__file__).parents[2] / "docs" / "findings.md").read_text()
 MOST_LINES = 10
 SCRIPTS = [
-    "\n".join(line[4:] for line in block.splitlines()) for block in re.findall(r"(?:^    .*\n)+", FINDINGS, re.MULTILINE)
+    "\n".join(line[4:] for line in block.splitlines())
+    for block in re.findall(r"(?:^    .*\n)+", FINDINGS, re.MULTILINE)
 ]
 
 

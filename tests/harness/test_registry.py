@@ -312,7 +312,7 @@ COMPLETE = ("name = 'mine'", *(f"def {each}(self): pass" for each in ("version",
 @pytest.mark.parametrize(
     ("lines", "lacking"),
     [
-        (("pass",), "version, supports, forward, backward"),
+        (COMPLETE[:1], "version, supports, forward, backward"),
         (COMPLETE[:3], "forward, backward"),
         (COMPLETE[1:], "name"),
         ((*COMPLETE[1:], "name = 3"), "name"),
