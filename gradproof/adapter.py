@@ -55,3 +55,19 @@ class Adapter(Protocol):
         cotangent: an array of the output's shape and dtype.
         """
         ...
+
+
+def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str) -> bool:
+    """Whether the adapter supports the layer. Raises AdapterError where it cannot tell."""
+    try:
+        return bool(adapter.supports(layer, options, dtype))
+    except Exception as error:
+        raise AdapterError(
+            f"adapter {adapter.name!r} cannot tell whether it supports {layer.name}: {told(error)}"
+        ) from error
+
+
+def told(error: BaseException) -> str:
+    """An error's type and message on one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -80,10 +80,13 @@ def compare(
 ) -> tuple[TensorCheck, ...]:
     """Check every expected tensor: present, of the right shape and dtype, finite, and agreeing; then no others."""
     checks = [_check(key, array, got.get(key), samples, np.dtype(dtype)) for key, array in expected.items()]
-    unknown = [
-        TensorCheck(key, np.shape(got[key]), "missing", got="not asked for") for key in got.keys() - expected.keys()
-    ]
+    unknown = [_unknown(key, got[key]) for key in got.keys() - expected.keys()]
     return (*checks, *sorted(unknown, key=lambda check: check.key))
+
+
+def _unknown(key: str, got: Any) -> TensorCheck:
+    shape = getattr(got, "shape", ())
+    return TensorCheck(key, shape, "missing", float("inf"), expected="nothing of this name", got="not asked for")
 
 
 def _check(key: str, expected: np.ndarray, got: Any, samples: NoiseSamples, dtype: np.dtype[Any]) -> TensorCheck:
@@ -137,12 +140,18 @@ def _noise_units(
     verified = ~floor.overflows
     if not verified.any():
         return np.zeros(error.shape), False
-    mean_floor = float(floor.spread[verified].mean())
-    magnitude = float(np.abs(expected[verified]).mean())
+    mean_floor = _mean(floor.spread[verified])
+    magnitude = _mean(np.abs(expected[verified]))
     with np.errstate(all="ignore"):
         units = error / (floor.spread + mean_floor + rounding)
     units = np.where(np.isnan(units), np.inf, units)
     return np.where(verified, units, 0.0), mean_floor > ILL_CONDITIONED * magnitude > 0.0
+
+
+def _mean(sizes: np.ndarray) -> float:
+    """The mean of numbers of at least 0, whose sum may be beyond the range of float64."""
+    peak = float(sizes.max())
+    return peak * float((sizes / peak).mean()) if peak > 0.0 else 0.0
 
 
 def _result(

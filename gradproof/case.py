@@ -108,7 +108,7 @@ def network_from_json(data: Mapping[str, Any], layers: Mapping[str, Layer]) -> N
 def _input(data: Any) -> Input:
     name = _field(data, "name", str, "an input")
     shape = tuple(_field(data, "shape", list, f"input {name!r}"))
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
+    if not all(_is_integer(size) and size >= 0 for size in shape):
         raise SpecError(f"input {name!r}: shape {list(shape)}: expected a list of sizes, 0 or more")
     kind = data.get("domain", "real")
     if kind not in ("real", "unit", "index"):
@@ -125,9 +125,24 @@ def _node(data: Any, layers: Mapping[str, Layer]) -> Node:
         raise SpecError(f"{where}: unknown layer {layer!r}; valid layers: {', '.join(layers)}")
     options = _field(data, "options", dict, where) if "options" in data else {}
     parameters = _field(data, "parameters", dict, where) if "parameters" in data else {}
-    tupled = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     inputs = _field(data, "inputs", list, where)
-    return Node.of(name, layers[layer], *inputs, parameters=parameters, options=tupled)
+    for what, names in (("inputs", inputs), ("parameters", list(parameters.values()))):
+        if not all(isinstance(each, str) for each in names):
+            raise SpecError(f"{where}: {what!r} must hold names, got {names!r}")
+    return Node.of(name, layers[layer], *inputs, parameters=parameters, options=_options(options, where))
+
+
+def _options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options with lists as tuples."""
+    for name, value in options.items():
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(each, (bool, int, float, str)) for each in parts):
+            raise SpecError(f"{where}: option {name!r} must be a number, a string or a list of integers, got {value!r}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _list(data: Any, key: str, where: str) -> list[Any]:
@@ -140,7 +155,7 @@ def _field(data: Any, key: str, kind: type, where: str) -> Any:
         raise SpecError(f"{where}: expected a JSON object, got {type(data).__name__}")
     if key not in data:
         raise SpecError(f"{where}: {key!r} is missing")
-    if not isinstance(data[key], kind):
+    if not isinstance(data[key], kind) or (kind is int and isinstance(data[key], bool)):
         raise SpecError(f"{where}: {key!r} must be of type {kind.__name__}, got {data[key]!r}")
     return data[key]
 
@@ -161,14 +176,25 @@ def case_from_json(data: Any, layers: Mapping[str, Layer]) -> Case:
     }
     if "cotangent" not in data:
         raise SpecError("spec: 'cotangent' is missing")
-    return Case(network, dtype, values, _array(data["cotangent"], dtype, "cotangent"), data.get("seed"))
+    seed = None if data.get("seed") is None else _field(data, "seed", int, "spec")
+    return Case(network, dtype, values, _array(data["cotangent"], dtype, "cotangent"), seed)
 
 
 def _array(data: Any, dtype: str, what: str) -> np.ndarray:
+    numbers = "integers" if dtype == "int64" else "numbers"
     try:
-        return np.array(data, dtype=dtype)
-    except (TypeError, ValueError):
-        raise SpecError(f"{what} is not an array of numbers") from None
+        exact = np.array(data, dtype=object)
+        allowed = int if dtype == "int64" else (int, float)
+        if not all(isinstance(each, allowed) and not isinstance(each, bool) for each in exact.flat):
+            raise SpecError(f"{what} is not an array of {numbers}")
+        array = exact.astype("int64" if dtype == "int64" else "float64")
+    except (TypeError, ValueError, OverflowError):
+        raise SpecError(f"{what} is not an array of {numbers}") from None
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(array.astype(dtype))
+    if (np.isfinite(array) & ~np.isfinite(rounded)).any():
+        raise SpecError(f"{what} holds numbers beyond the range of {dtype}")
+    return rounded
 
 
 def save_case(case: Case, directory: Path, name: str) -> Path:
@@ -176,8 +202,11 @@ def save_case(case: Case, directory: Path, name: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / (re.sub(r"[^A-Za-z0-9_.-]", "-", name) + ".json")
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(case.to_json()))
-    return partial.replace(path)
+    try:
+        partial.write_text(json.dumps(case.to_json()))
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_case(path: Path, layers: Mapping[str, Layer]) -> Case:
@@ -188,6 +217,8 @@ def load_case(path: Path, layers: Mapping[str, Layer]) -> Case:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise SpecError(f"{path}: not JSON: {error}") from None
+    except RecursionError:
+        raise SpecError(f"{path}: not JSON: nested too deeply") from None
     try:
         return case_from_json(data, layers)
     except ValueError as error:

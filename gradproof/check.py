@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections import Counter
@@ -136,32 +137,46 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        return not self.disagreements and not self.stale
+        """Whether every adapter examined networks in every dtype, and none disagreed."""
+        examined = bool(self.tallies) and all(tally.networks for tally in self.tallies.values())
+        return examined and not self.disagreements and not self.stale
 
     def to_json(self) -> dict[str, Any]:
         unverifiable: dict[str, dict[str, float]] = {name: {} for name in self.adapters}
         for (adapter, dtype), tally in self.tallies.items():
             unverifiable[adapter][dtype] = tally.unverifiable_share
-        return {
-            "schema": SCHEMA,
-            "seed": self.seed,
-            "seconds": self.seconds,
-            "networks": self.networks,
-            "gradients_compared": self.gradients_compared,
-            "adapters": self.adapters,
-            "disagreements": [vars(each) for each in self.disagreements],
-            "known": [vars(each) for each in self.known],
-            "unverifiable": unverifiable,
-            "unsupported": {
-                adapter: {d: t.unsupported for (a, d), t in self.tallies.items() if a == adapter}
-                for adapter in self.adapters
-            },
-            "stale_divergences": [
-                {"adapter": each.adapter, "layer": each.divergence.layer, "dtype": each.dtype} for each in self.stale
-            ],
-            "conventions": self.conventions,
-            "interrupted": self.interrupted,
-        }
+        return json_safe(
+            {
+                "schema": SCHEMA,
+                "seed": self.seed,
+                "seconds": self.seconds,
+                "networks": self.networks,
+                "gradients_compared": self.gradients_compared,
+                "adapters": self.adapters,
+                "disagreements": [vars(each) for each in self.disagreements],
+                "known": [vars(each) for each in self.known],
+                "unverifiable": unverifiable,
+                "unsupported": {
+                    adapter: {d: t.unsupported for (a, d), t in self.tallies.items() if a == adapter}
+                    for adapter in self.adapters
+                },
+                "stale_divergences": [
+                    {"adapter": each.adapter, "layer": each.divergence.layer, "dtype": each.dtype}
+                    for each in self.stale
+                ],
+                "conventions": self.conventions,
+                "interrupted": self.interrupted,
+            }
+        )
+
+
+def json_safe(data: Any) -> Any:
+    """The data with tuples as lists, and numbers that JSON has no form for as "nan", "inf" and "-inf"."""
+    if isinstance(data, dict):
+        return {key: json_safe(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [json_safe(each) for each in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def check(
@@ -187,6 +202,7 @@ def check(
     """
     require_known("dtype", dtypes, DTYPES)
     require_known("layer", layers, LAYERS)
+    _require_directory(failures)
     run = Run(load_adapters(adapters), dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
     started = time.monotonic()
 
@@ -209,7 +225,8 @@ def check(
 
     try:
         run.prepare()
-        draw_and_examine()
+        if not (stop_at_first and run.report.disagreements):
+            draw_and_examine()
     except _Enough:
         pass
     except KeyboardInterrupt:
@@ -227,6 +244,13 @@ def require_known(what: str, names: Iterable[str], valid: Iterable[str]) -> None
     for name in names:
         if name not in valid:
             raise UsageError(f"unknown {what} {name!r}; valid {what}s: {', '.join(valid)}")
+
+
+def _require_directory(path: Path | None) -> None:
+    """Raise UsageError where no directory can be at the path, before anything is run."""
+    existing = next((each for each in (path, *path.parents) if each.exists()), None) if path else None
+    if existing is not None and not existing.is_dir():
+        raise UsageError(f"cannot write specs to {str(path)!r}: {str(existing)!r} is not a directory")
 
 
 class Run:
@@ -308,7 +332,10 @@ class Run:
         layers = "-".join(dict.fromkeys(culprit.node.layer.name for culprit in examination.culprits)) or "composition"
         number = len(self.report.examinations) + 1
         name = f"{examination.adapter}-{examination.case.dtype}-{layers}-{self.report.seed}-{number}"
-        return str(save_case(examination.case, self._failures, name))
+        try:
+            return str(save_case(examination.case, self._failures, name))
+        except OSError:  # the verdict counts more than its spec; the diff says that none was written
+            return None
 
 
 def disagreements(examination: Examination, spec: str | None) -> list[Disagreement]:

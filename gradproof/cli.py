@@ -17,13 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gradproof.adapter import Adapter, AdapterError
 from gradproof.case import DTYPES, SpecError, load_case
-from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, replay
+from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, json_safe, replay
 from gradproof.divergence import DivergenceError
 from gradproof.drawing import MAX_NODES
 from gradproof.examples import EXAMPLES, UnknownExampleError, example
 from gradproof.reference import LAYERS
 from gradproof.registry import adapter_names, load_adapter, load_adapters
-from gradproof.report import conventions_table, diff, output_console, summary
+from gradproof.report import OutputConsole, conventions_table, diff, summary
 from gradproof.support import layers_table, layers_to_json
 from gradproof.walk import render_walk, walk
 
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if getattr(options, "jax_cache", None):
         os.environ[JAX_CACHE_VARIABLE] = options.jax_cache
     try:
+        _require_writable(options.json)
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except ERRORS as error:
@@ -172,7 +173,7 @@ def _add_walk(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    console = output_console()
+    console = OutputConsole()
     with _progress(options.networks) as advance:
         report = check(
             options.adapter or DEFAULT_ADAPTERS,
@@ -189,38 +190,38 @@ def _check(options: argparse.Namespace) -> int:
     return _show(report, options.json, console)
 
 
-def _show(report: Report, path: Path | None, console: Console) -> int:
+def _show(report: Report, path: Path | None, console: OutputConsole) -> int:
     _write_json(path, report.to_json())
     for examination, spec in report.examinations[:SHOWN_DIFFS]:
-        console.print(diff(examination, report, spec))
+        console.show(diff(examination, report, spec))
         console.print()
     hidden = len(report.examinations) - SHOWN_DIFFS
     if hidden > 0:
-        console.print(f"... and {hidden} more networks that disagree: replay their specs to see them\n")
-    console.print("Conventions at kinks (weight of the right-hand derivative):")
-    console.print(conventions_table(report.conventions))
+        console.show(f"... and {hidden} more networks that disagree: replay their specs to see them\n")
+    console.show("Conventions at kinks (weight of the right-hand derivative):")
+    console.show(conventions_table(report.conventions))
     console.print()
-    console.print(summary(report))
-    if not report.agrees:
-        return DISAGREEMENT
-    return INTERRUPTED if report.interrupted else AGREEMENT
+    console.show(summary(report))
+    if report.interrupted and not report.disagreements:
+        return INTERRUPTED
+    return AGREEMENT if report.agrees else DISAGREEMENT
 
 
 def _replay(options: argparse.Namespace) -> int:
     report = replay(load_case(options.spec, LAYERS), options.adapter or DEFAULT_ADAPTERS)
     _write_json(options.json, report.to_json())
-    console = output_console()
+    console = OutputConsole()
     for examination, _ in report.examinations:
-        console.print(diff(examination, report, str(options.spec)))
+        console.show(diff(examination, report, str(options.spec)))
         console.print()
-    console.print(summary(report, by_layer=False))
+    console.show(summary(report, by_layer=False))
     return AGREEMENT if report.agrees else DISAGREEMENT
 
 
 def _layers(options: argparse.Namespace) -> int:
     adapters = load_adapters(options.adapter) if options.adapter else _installed()
     _write_json(options.json, layers_to_json(adapters))
-    output_console().print(layers_table(adapters))
+    OutputConsole().show(layers_table(adapters))
     return AGREEMENT
 
 
@@ -238,15 +239,28 @@ def _installed() -> Mapping[str, Adapter | str]:
 def _walk(options: argparse.Namespace) -> int:
     shown = walk(example(options.example), load_adapters(options.adapter or ()).values())
     _write_json(options.json, shown.to_json())
-    output_console().print(render_walk(shown))
+    OutputConsole().show(render_walk(shown))
     return AGREEMENT
+
+
+def _require_writable(path: Path | None) -> None:
+    """Raise UsageError where the file could not be written when the work is done."""
+    if path is None:
+        return
+    try:
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write {str(path)!r}: {error.strerror}") from None
 
 
 def _write_json(path: Path | None, data: Any) -> None:
     if path is None:
         return
     try:
-        path.write_text(json.dumps(data, indent=1) + "\n")
+        path.write_text(json.dumps(json_safe(data), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write {str(path)!r}: {error.strerror}") from None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Adapter
+from gradproof.adapter import Adapter, supported, told
 from gradproof.agreement import TensorCheck, compare
 from gradproof.case import Case
 from gradproof.divergence import Divergence, explain
@@ -88,7 +88,7 @@ class Subject:
     timeout: float = 60.0
 
     def supports(self, network: Network, dtype: str) -> bool:
-        return all(self.adapter.supports(node.layer, dict(node.options), dtype) for node in network.nodes)
+        return all(supported(self.adapter, node.layer, dict(node.options), dtype) for node in network.nodes)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[TensorCheck, .
             got = tensors(forward.outputs, gradients)
     except TimeLimitError:
         return (_failure("timeout", case, f"no result after {subject.timeout:g} s"),)
-    except Exception as error:  # whatever an adapter raises is a verdict on it, not the end of the run
-        return (_failure("crash", case, " ".join(f"{type(error).__name__}: {error}".split())),)
+    except (Exception, SystemExit) as error:  # whatever an adapter raises is a verdict on it, not the end of the run
+        return (_failure("crash", case, told(error)),)
     checks = compare(oracle.expected, got, oracle.samples, case.dtype)
     given = {**values, "cotangent": cotangent}
     before = {**case.values, "cotangent": case.cotangent}

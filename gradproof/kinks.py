@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from gradproof.adapter import Adapter
+from gradproof.adapter import Adapter, supported
 from gradproof.case import Case
 from gradproof.divergence import Divergence, divergences_of
 from gradproof.examination import Examination, Oracles, Subject, examine, time_limit
@@ -49,7 +49,7 @@ def _applicable(adapter: Adapter, dtype: str) -> tuple[Divergence, ...]:
 def _kinks(adapter: Adapter, dtype: str) -> Iterator[tuple[Layer, Kink]]:
     for layer in LAYERS.values():
         for kink in layer.kinks:
-            if adapter.supports(layer, layer.complete(_required(layer)), dtype):
+            if supported(adapter, layer, layer.complete(_required(layer)), dtype):
                 yield layer, kink
 
 
@@ -95,7 +95,7 @@ def _chosen_weight(adapter: Adapter, case: Case, left: np.ndarray, right: np.nda
     try:
         with time_limit(timeout):
             weights = (_first_gradient(adapter, case) - left) / (right - left)
-    except Exception:  # the examination of the same case, made next, reports what went wrong
+    except (Exception, SystemExit):  # the examination of the same case, made next, reports what went wrong
         return None
     same = np.isfinite(weights).all() and np.ptp(weights) < ROUNDING
     return float(weights.flat[0]) if same else None

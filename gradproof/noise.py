@@ -43,8 +43,8 @@ class Rounding:
     """One sample of the rounding errors that a dtype's arithmetic may make.
 
     dtype: the arithmetic's dtype. generator: where the errors come from.
-    to_grid: after the shift by a relative error of up to half a unit in the last place, round to the dtype's
-        own numbers; results that the dtype holds stay exact, others go up or down, and neighbours may collide.
+    to_grid: round at random up or down to the dtype's own numbers, which keeps exact results exact and lets
+        neighbours collide; otherwise shift by a relative error of up to half a unit in the last place.
     """
 
     def __init__(self, dtype: np.dtype[Any], generator: np.random.Generator, to_grid: bool) -> None:
@@ -54,8 +54,9 @@ class Rounding:
         self.to_grid = to_grid and dtype != FLOAT64
         self.largest = float(info.max)
         self.smallest_normal = float(info.smallest_normal)
-        # A float64 result is rounded already; a shift of half a unit would be rounded away again.
-        self.unit = float(info.eps) * (1.0 if dtype == FLOAT64 else 0.5)
+        # A float64 result is rounded already: a shift of half a unit would be rounded away again. On the way to a
+        # grid, a quarter keeps every shift below half a step, so that a number on the grid stays where it is.
+        self.unit = float(info.eps) * (1.0 if dtype == FLOAT64 else 0.25 if self.to_grid else 0.5)
         self._errors = np.empty(0)
 
     def __call__(self, exact: np.ndarray, at_one: bool = False) -> np.ndarray:

@@ -72,8 +72,8 @@ def _require_known_names(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per adapter and dtype for every test that asks for a `target`."""
-    if "target" not in metafunc.fixturenames:
+    """One test per adapter and dtype for every test that asks for a `gradproof_run`."""
+    if "gradproof_run" not in metafunc.fixturenames:
         return
     from gradproof.case import DTYPES
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from gradproof.adapter import Adapter, AdapterError
+from gradproof.adapter import Adapter, AdapterError, told
 
 GROUP = "gradproof.adapters"
 HOW_TO_ADD = "package.module:Class or path/to/file.py:Class"
+BUILT_IN = {"reference": "numpy", "torch": "torch", "jax": "jax"}
+"""The adapters of gradproof itself -> the distribution whose version is theirs."""
+
 METHODS = ("version", "supports", "forward", "backward")
 
 
@@ -28,14 +32,12 @@ def load_adapters(names: Iterable[str | Adapter]) -> dict[str, Adapter]:
 
     Raises AdapterError where one cannot be had, or where two call themselves the same.
     """
-    adapters = {
-        each if isinstance(each, str) else each.name: load_adapter(each) if isinstance(each, str) else each
-        for each in dict.fromkeys(names)
-    }
-    own = [adapter.name for adapter in adapters.values()]
-    for name in own:
-        if own.count(name) > 1:
-            raise AdapterError(f"two of the adapters are named {name!r}; give each a name of its own")
+    adapters: dict[str, Adapter] = {}
+    for each in dict.fromkeys(names):
+        adapter = load_adapter(each) if isinstance(each, str) else each
+        if any(adapter.name == other.name for other in adapters.values()):
+            raise AdapterError(f"two of the adapters are named {adapter.name!r}; give each a name of its own")
+        adapters[each if isinstance(each, str) else adapter.name] = adapter
     return adapters
 
 
@@ -65,11 +67,11 @@ def load_adapter(name: str) -> Adapter:
 
 def describe_adapter(name: str) -> str:
     """Its name and version, as far as they can be told without importing a framework."""
-    if ":" in name:
+    if name not in BUILT_IN:
         adapter = load_adapter(name)
         return f"{adapter.name} {adapter.version()}"
     try:
-        return f"{name} {version('numpy' if name == 'reference' else name)}"
+        return f"{name} {version(BUILT_IN[name])}"
     except PackageNotFoundError:
         return f"{name} not installed"
 
@@ -79,31 +81,39 @@ def _load_registered(entry: EntryPoint) -> Adapter:
         factory = entry.load()
     except ImportError as error:
         missing = error.name or str(error)
-        raise AdapterError(
-            f"adapter {entry.name!r} needs {missing}, which is not installed: pip install 'gradproof[{entry.name}]'"
-        ) from error
+        hint = f": pip install 'gradproof[{entry.name}]'" if entry.name in BUILT_IN else ""
+        raise AdapterError(f"adapter {entry.name!r} needs {missing}, which is not installed{hint}") from error
+    except Exception as error:
+        raise AdapterError(f"adapter {entry.name!r} cannot be imported: {told(error)}") from error
     return _instance(factory, entry.name)
 
 
 def _module(name: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, so that a module beside the user is found
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise AdapterError(f"cannot import {name!r}: {error}; expected {HOW_TO_ADD}") from error
+    except Exception as error:
+        raise AdapterError(f"cannot import {name!r}: {told(error)}; expected {HOW_TO_ADD}") from error
 
 
 def _module_from_file(path: Path) -> Any:
     if not path.is_file():
         raise AdapterError(f"no file {str(path)!r}; expected {HOW_TO_ADD}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own, so that it hides no module and no other file of the same name.
+    name = f"gradproof adapter file {path.resolve()}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise AdapterError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise AdapterError(f"{path} cannot be imported: {told(error)}") from error
     return module
 
 
@@ -111,10 +121,14 @@ def _instance(factory: Any, name: str) -> Adapter:
     try:
         adapter = factory()
     except Exception as error:
-        raise AdapterError(f"adapter {name!r} cannot be made: {type(error).__name__}: {error}") from error
-    missing = [each for each in METHODS if not callable(getattr(adapter, each, None))]
-    if missing or not isinstance(getattr(adapter, "name", None), str):
-        lacking = ", ".join(missing) or "name"
-        raise AdapterError(f"adapter {name!r} is no adapter: it lacks {lacking}")
+        raise AdapterError(f"adapter {name!r} cannot be made: {told(error)}") from error
+    lacking = [each for each in METHODS if not callable(getattr(adapter, each, None))]
+    lacking += [] if isinstance(getattr(adapter, "name", None), str) else ["name"]
+    if lacking:
+        raise AdapterError(f"adapter {name!r} is no adapter: it lacks {', '.join(lacking)}")
     checked: Adapter = adapter
+    try:
+        checked.version()
+    except Exception as error:
+        raise AdapterError(f"adapter {name!r} cannot tell its version: {told(error)}") from error
     return checked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -27,10 +27,32 @@ STYLES = {
 }
 
 
-def output_console() -> Console:
-    """Standard output: as wide as the terminal, or as a diff needs where there is none."""
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDTH)
+class OutputConsole(Console):
+    """Standard output as it is: no markup in what adapters say, no line cut, and no verdict for a closed pipe."""
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = WIDTH
+
+    def show(self, part: RenderableType) -> None:
+        self.print(part, crop=False)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def _table(names: Iterable[str], right: Iterable[str] = (), padding: int = 2) -> Table:
+    """An empty table without lines; the columns named in `right` are aligned there."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, padding, 0, 0))
+    numbers = set(right)
+    for name in names:
+        table.add_column(Text(name), justify="right" if name in numbers else "left", overflow="fold")
+    return table
+
+
+def _add_row(table: Table, cells: Iterable[str | Text]) -> None:
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
 def number(value: Any, digits: int = 9) -> str:
@@ -77,19 +99,15 @@ def _readers(examination: Examination, row: Row) -> str:
 
 def diff_table(examination: Examination) -> Table:
     """Every gradient from the loss back to the inputs, with its verdict; values only where they are wrong."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for name in ("node", "layer", "tensor", "shape"):
-        table.add_column(name, overflow="fold")
-    for name in ("worst error", "at", "expected", "got", "noise units"):
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("verdict", overflow="fold")
+    numbers = ("worst error", "at", "expected", "got", "noise units")
+    table = _table(("node", "layer", "tensor", "shape", *numbers, "verdict"), numbers, padding=1)
     for row in rows(examination):
         if row.check.role == "gradient" or row.check.kind:
-            table.add_row(*_cells(row))
+            _add_row(table, _cells(row))
     return table
 
 
-def _cells(row: Row) -> Iterator[RenderableType]:
+def _cells(row: Row) -> Iterator[str | Text]:
     check = row.check
     yield from (row.node, row.layer, tensor_label(row), str(list(check.shape)))
     yield "" if check.max_error is None else f"{check.max_error:.2e}"
@@ -104,8 +122,6 @@ def _cells(row: Row) -> Iterator[RenderableType]:
 def diff(examination: Examination, report: Report, spec: str | None) -> Group:
     """The per-layer diff: headline, table, and what is needed to see it again."""
     case = examination.case
-    values_agree = not any(check.kind for check in examination.checks if check.role == "value")
-    forward = Text("forward: every value agrees" if values_agree else "forward: values disagree too, listed first")
     again = (
         f"gradproof replay {spec} --adapter {report.requests[examination.adapter]}" if spec else "no spec was written"
     )
@@ -113,17 +129,25 @@ def diff(examination: Examination, report: Report, spec: str | None) -> Group:
     return Group(
         Text(headline(examination), "bold"),
         Text(f"network: {case.network}"),
-        forward,
+        Text(_forward_line(examination)),
         diff_table(examination),
         Text(f"{examination.adapter} {report.adapters[examination.adapter]}, {case.dtype}, {seed}"),
         Text(f"replay: {again}", no_wrap=True, overflow="ignore"),
     )
 
 
+def _forward_line(examination: Examination) -> str:
+    kinds = {check.kind for check in examination.checks if check.role == "value" and check.kind}
+    if kinds & set(FAILURES):
+        return "forward: nothing was compared"
+    return "forward: values disagree too, listed first" if kinds - {"mutated_input"} else "forward: every value agrees"
+
+
 def diff_text(examination: Examination, report: Report, spec: str | None) -> str:
     """The per-layer diff as plain text."""
     target = io.StringIO()
-    Console(file=target, width=WIDTH, no_color=True, force_terminal=False).print(diff(examination, report, spec))
+    console = Console(file=target, width=WIDTH, no_color=True, force_terminal=False, markup=False, emoji=False)
+    console.print(diff(examination, report, spec), crop=False, highlight=False)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
 
 
@@ -141,6 +165,7 @@ def summary(report: Report, by_layer: bool = True) -> Group:
 def closing_line(report: Report) -> str:
     found = [_count(len(report.disagreements), "tensor disagrees", "tensors disagree")] if report.disagreements else []
     found += [_count(len(report.stale), "known divergence", "known divergences") + " stale"] if report.stale else []
+    found += ["not every adapter examined a network"] if not (report.agrees or found) else []
     interrupted = "interrupted: " if report.interrupted else ""
     return (
         f"{interrupted}{', '.join(found) or 'agreement'}: {_count(report.networks, 'network', 'networks')}, "
@@ -153,13 +178,10 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _tally_table(report: Report) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("adapter")
-    table.add_column("dtype")
-    for name in ("networks", "gradients", "wrong", "known", "worst agreeing", "unverifiable", "ill-conditioned"):
-        table.add_column(name, justify="right")
+    numbers = ("networks", "gradients", "wrong", "known", "worst agreeing", "unverifiable", "ill-conditioned")
+    table = _table(("adapter", "dtype", *numbers), numbers)
     for (adapter, dtype), tally in report.tallies.items():
-        table.add_row(adapter, dtype, *_counts(tally))
+        _add_row(table, (adapter, dtype, *_counts(tally)))
     return table
 
 
@@ -177,13 +199,11 @@ def _counts(tally: Tally) -> tuple[str, ...]:
 
 def _layer_table(report: Report) -> Table:
     """Layer by adapter and dtype: networks it stood in, and in how many it was wrong."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("networks with layer")
-    for adapter, dtype in report.tallies:
-        table.add_column(f"{adapter} {dtype}", justify="right")
+    columns = [f"{adapter} {dtype}" for adapter, dtype in report.tallies]
+    table = _table(("networks with layer", *columns), columns)
     seen = {name for tally in report.tallies.values() for name in (*tally.layers, *tally.wrong_layers)}
     for layer in sorted(seen):
-        table.add_row(layer, *(_layer_cell(tally, layer) for tally in report.tallies.values()))
+        _add_row(table, (layer, *(_layer_cell(tally, layer) for tally in report.tallies.values())))
     return table
 
 
@@ -206,7 +226,8 @@ def warnings(report: Report) -> list[str]:
             share = f"{tally.unverifiable_share:.0%} of the elements overflow {dtype}"
             lines.append(f"{adapter} {dtype}: verified too little: {share}")
         if tally.unsupported:
-            lines.append(f"{adapter} {dtype}: {tally.unsupported} networks not run, for it lacks one of their layers")
+            left_out = _count(tally.unsupported, "network", "networks")
+            lines.append(f"{adapter} {dtype}: {left_out} not run, for it lacks one of their layers")
         if not tally.networks:
             lines.append(f"{adapter} {dtype}: no network was examined")
     lines += [f"known: {line}" for line in _known_counts(report)]
@@ -223,16 +244,14 @@ def _known_counts(report: Report) -> list[str]:
 
 def conventions_table(conventions: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> Table:
     """The derivative each adapter chose at each kink, as a weight between the left and the right one."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    chosen: dict[tuple[str, str], dict[str, str]] = {}
     columns = [f"{adapter} {dtype}" for adapter, dtypes in conventions.items() for dtype in dtypes]
+    table = _table(("layer", "kink", *columns))
+    chosen: dict[tuple[str, str], dict[str, str]] = {}
     for adapter, dtypes in conventions.items():
         for dtype, layers in dtypes.items():
             for layer, kinks in layers.items():
                 for kink, weight in kinks.items():
                     chosen.setdefault((layer, kink), {})[f"{adapter} {dtype}"] = f"{weight:g}"
-    for name in ("layer", "kink", *columns):
-        table.add_column(name)
     for (layer, kink), weights in chosen.items():
-        table.add_row(layer, kink, *(weights.get(column, "?") for column in columns))
+        _add_row(table, (layer, kink, *(weights.get(column, "?") for column in columns)))
     return table

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
-from gradproof.adapter import Adapter
+from gradproof.adapter import Adapter, supported
 from gradproof.case import DTYPES
 from gradproof.layer import Layer, Option
 from gradproof.reference import LAYERS
@@ -20,8 +21,8 @@ def origin(adapter: Adapter, layer: Layer) -> str:
     if hasattr(adapter, "origin"):
         return str(adapter.origin(layer))
     options = {option.name: option.default for option in layer.options if option.default is not None}
-    supported = any(adapter.supports(layer, options, dtype) for dtype in DTYPES)
-    return "native" if supported else "not supported"
+    can_run = any(supported(adapter, layer, options, dtype) for dtype in DTYPES)
+    return "native" if can_run else "not supported"
 
 
 def layers_to_json(adapters: Mapping[str, Adapter | str]) -> dict[str, Any]:
@@ -50,13 +51,13 @@ def describe(option: Option) -> str:
 def layers_table(adapters: Mapping[str, Adapter | str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("layer", "kind", "family", "options", "kinks", *adapters):
-        table.add_column(column)
+        table.add_column(Text(column))
     for row in layers_to_json(adapters)["layers"]:
-        table.add_row(*_cells(row, tuple(adapters)))
+        table.add_row(*map(Text, _cells(row, tuple(adapters))))
     return table
 
 
 def _cells(row: Mapping[str, Any], adapters: Sequence[str]) -> tuple[str, ...]:
     kinks = ", ".join(f"{kink['name']} ({kink['point']:g})" for kink in row["kinks"])
-    supported = (row["adapters"][adapter] for adapter in adapters)
-    return (row["name"], row["kind"], row["family"], ", ".join(row["options"]), kinks, *supported)
+    origins = (row["adapters"][adapter] for adapter in adapters)
+    return (row["name"], row["kind"], row["family"], ", ".join(row["options"]), kinks, *origins)

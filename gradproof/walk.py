@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gradproof.adapter import Adapter, AdapterError
+from gradproof.adapter import Adapter, AdapterError, told
 from gradproof.examples import Arrays, Example
 from gradproof.network import Node
 from gradproof.reference import NumpyReference
@@ -136,8 +136,11 @@ def _check_support(adapter: Adapter, example: Example, dtype: str) -> None:
 
 
 def _sweep(adapter: Adapter, example: Example, values: Arrays, dtype: str) -> tuple[Arrays, Arrays]:
-    forward = adapter.forward(example.network, {name: value.astype(dtype) for name, value in values.items()}, dtype)
-    return forward.outputs, adapter.backward(forward, example.cotangent.astype(dtype))
+    try:
+        forward = adapter.forward(example.network, {name: value.astype(dtype) for name, value in values.items()}, dtype)
+        return forward.outputs, adapter.backward(forward, example.cotangent.astype(dtype))
+    except Exception as error:
+        raise AdapterError(f"adapter {adapter.name!r} fails on {example.name}: {told(error)}") from error
 
 
 def _lists(sides: Sides) -> dict[str, Any]:

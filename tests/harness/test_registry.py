@@ -49,12 +49,11 @@ link = "https://example.org"
 
 
 @pytest.fixture(autouse=True)
-def _modules_as_before() -> Iterator[None]:
-    before = dict(sys.modules)
+def _forget_the_modules_of_a_test(tmp_path: Path) -> Iterator[None]:
     yield
-    for name in sys.modules.keys() - before.keys():
-        del sys.modules[name]
-    sys.modules.update(before)
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 Write = Callable[[str, str], Path]

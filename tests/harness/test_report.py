@@ -16,7 +16,7 @@ from rich.console import RenderableType
 
 from gradproof.adapter import Adapter, Forward
 from gradproof.case import Case
-from gradproof.check import Report, Run, replay
+from gradproof.check import Report, Run, Tally, replay
 from gradproof.divergence import Divergence
 from gradproof.examination import Examination, Oracles, Subject, examine
 from gradproof.faults import FAULTS, MISBEHAVIOUR
@@ -24,7 +24,7 @@ from gradproof.layer import Layer, Options, OptionValue
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.registry import load_adapter
-from gradproof.report import closing_line, conventions_table, diff_text, headline, output_console, summary, warnings
+from gradproof.report import OutputConsole, closing_line, conventions_table, diff_text, headline, summary, warnings
 from gradproof.support import layers_table
 
 VERSION = f"NumPy {np.__version__}"
@@ -95,7 +95,7 @@ def rendered(what: RenderableType, width: int = 200) -> str:
     target = io.StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(target):
         patched.setenv("COLUMNS", str(width))
-        output_console().print(what)
+        OutputConsole().show(what)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
 
 
@@ -470,8 +470,15 @@ def test_summary_of_a_replay_has_no_table_of_layers() -> None:
 )
 def test_closing_line(disagreeing: int, interrupted: bool, start: str) -> None:
     found = replay(gated(), [fault("relu_derivative_left_out")]).disagreements * disagreeing
-    report = Report(5, ("float64",), {}, {}, networks=7, disagreements=found, interrupted=interrupted)
+    tallies = {("mine", "float64"): Tally(networks=7)}
+    report = Report(5, ("float64",), {}, {}, 7, tallies=tallies, disagreements=found, interrupted=interrupted)
     assert closing_line(report) == start
+
+
+def test_closing_line_of_a_run_that_examined_nothing() -> None:
+    report = Report(5, ("float64",), {}, {}, networks=7, tallies={("mine", "float64"): Tally()})
+    assert closing_line(report).startswith("not every adapter examined a network: 7 networks")
+    assert not report.agrees
 
 
 # Warnings.
