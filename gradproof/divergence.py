@@ -16,7 +16,11 @@ import numpy as np
 
 from gradproof.adapter import Adapter
 from gradproof.agreement import Evidence, TensorCheck
-from gradproof.case import Case
+from gradproof.case import DTYPES, Case
+from gradproof.reference import LAYERS
+
+KINDS = ("value", "gradient", "nonfinite")
+"""The kinds of disagreement that an entry can describe."""
 
 
 class DivergenceError(ValueError):
@@ -95,7 +99,10 @@ def read_divergences(path: Path) -> tuple[Divergence, ...]:
         data = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise DivergenceError(f"{path.name}: not TOML: {error}") from None
-    return tuple(_entry(entry, f"{path.name}: entry {i + 1}") for i, entry in enumerate(data.get("divergence", [])))
+    entries = data.get("divergence", [])
+    if data.keys() - {"divergence"} or not isinstance(entries, list):
+        raise DivergenceError(f"{path.name}: may hold [[divergence]] tables alone, got {', '.join(data)}")
+    return tuple(_entry(entry, f"{path.name}: entry {i + 1}") for i, entry in enumerate(entries))
 
 
 def _entry(entry: dict[str, Any], where: str) -> Divergence:
@@ -106,5 +113,17 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
         raise DivergenceError(f"{where}: unknown fields: {unknown or 'none'}, missing fields: {missing or 'none'}")
     if not (isinstance(entry["between"], list) and len(entry["between"]) == 2):
         raise DivergenceError(f"{where}: between must be [low, high], got {entry['between']!r}")
+    _require_known(where, "layer", [entry["layer"]], LAYERS)
+    arguments = [argument.name for argument in LAYERS[entry["layer"]].arguments]
+    _require_known(where, "argument", [entry["argument"]], arguments)
+    _require_known(where, "witness argument", entry["witness"], arguments)
+    _require_known(where, "kind", entry["kinds"], KINDS)
+    _require_known(where, "dtype", entry["dtypes"], DTYPES)
     tupled: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
     return Divergence(**tupled)
+
+
+def _require_known(where: str, what: str, names: Iterable[str], valid: Iterable[str]) -> None:
+    for name in names:
+        if name not in valid:
+            raise DivergenceError(f"{where}: unknown {what} {name!r}; valid: {', '.join(valid)}")

@@ -16,7 +16,6 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
-from hypothesis.internal.constants_ast import Constants
 
 from gradproof.case import Case
 from gradproof.layer import (
@@ -69,9 +68,8 @@ BACKEND = "gradproof"
 class SeededProvider(HypothesisProvider):
     """Hypothesis' own draws, without the constants that it collects from whichever modules are loaded."""
 
-    @property
-    def _local_constants(self) -> Constants:
-        return Constants()
+    def _maybe_draw_constant(self, *arguments: Any, **options: Any) -> None:
+        return None
 
 
 AVAILABLE_PROVIDERS[BACKEND] = f"{SeededProvider.__module__}.{SeededProvider.__qualname__}"
@@ -225,13 +223,15 @@ class _Growing:
         """A loss can only stand last; a wanted layer stands last at the latest."""
         missing = bool(self.wanted) and not self.anchored
         wanted = missing and (last or self.draw(st.booleans()))
+        # Drawn even where it decides nothing, so that a node keeps its draws when shrinking makes it the last.
+        loss = self.draw(st.integers(0, 3)) > 0
         candidates = self.wanted if wanted else list(LAYERS.values())
         losses = [layer for layer in candidates if layer.kind == "loss"]
         others = [layer for layer in candidates if layer.kind != "loss"]
-        loss_now = bool(losses) and last and (not others or self.draw(st.integers(0, 3)) > 0)
-        if wanted and not loss_now and not others:
+        if wanted and not last and not others:
             # Only losses are wanted: their turn comes with the last node.
             others = [layer for layer in LAYERS.values() if layer.kind != "loss"]
+        loss_now = bool(losses) and last and (loss or not others)
         family = self.draw(st.sampled_from(_families(losses if loss_now else others)))
         return self.draw(st.sampled_from(family))
 
@@ -246,11 +246,13 @@ class _Growing:
             and (wanted.admits(held) or (room_for_bridge and held.floating))
             and (not self.anchored or name in self.anchored)
         ]
-        if not fitting or (not self.anchored and self.draw(st.integers(0, 29)) == 29):
-            return self._new_input(self.draw(st.sampled_from(SHAPES)), wanted)
-        if self.draw(st.integers(0, 3)) > 0:
-            return fitting[-1]
-        return self.draw(st.sampled_from(fitting[::-1]))
+        # All drawn even where they decide nothing, so that a node keeps its draws when shrinking drops the one before.
+        fresh = self.draw(st.integers(0, 29)) == 29
+        older = self.draw(st.integers(0, 3)) == 3
+        shape = self.draw(st.sampled_from(SHAPES))
+        if not fitting or (fresh and not self.anchored):
+            return self._new_input(shape, wanted)
+        return self.draw(st.sampled_from(fitting[::-1])) if older else fitting[-1]
 
     def _options(self, layer: Layer, shape: Shape) -> dict[str, OptionValue]:
         return {option.name: self.draw(option_values(option, shape)) for option in layer.options}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from gradproof.divergence import Divergence, explain
 from gradproof.network import Network, Node
 from gradproof.noise import NoiseSamples, tensors
 from gradproof.reference import NumpyReference
+from gradproof.reference.walk import Row as Pair
 
 Conventions = Mapping[str, Mapping[str, float]]
 
@@ -106,12 +108,14 @@ class Examination:
 
     checks: one per expected tensor, values in forward order, then gradients in backward order.
     culprits: the nodes that are wrong alone; empty, where something disagrees, for a composition fault.
+    unexplained: keys of tensors that disagree even with the known divergences of the culprits taken over.
     """
 
     case: Case
     adapter: str
     checks: tuple[TensorCheck, ...]
     culprits: tuple[Culprit, ...] = ()
+    unexplained: frozenset[str] = frozenset()
 
     @property
     def wrong(self) -> tuple[TensorCheck, ...]:
@@ -124,21 +128,22 @@ class Examination:
     @property
     def known(self) -> bool:
         """Whether known divergences explain everything that disagrees."""
-        return bool(self.culprits) and all(culprit.divergence for culprit in self.culprits)
+        return bool(self.culprits) and all(c.divergence for c in self.culprits) and not self.unexplained
 
 
 def examine(subject: Subject, oracles: Oracles) -> Examination:
     """Run the adapter on the case, compare, and where something disagrees find the guilty nodes."""
-    case = oracles.case
-    checks = _run_and_compare(subject, oracles)
-    if any(check.kind for check in checks):
-        return Examination(case, subject.adapter.name, checks, tuple(_culprits(subject, oracles)))
-    return Examination(case, subject.adapter.name, checks)
+    got, checks = _run_and_compare(subject, oracles)
+    found = Examination(oracles.case, subject.adapter.name, checks)
+    if found.agrees:
+        return found
+    found = replace(found, culprits=tuple(_culprits(subject, oracles)))
+    return replace(found, unexplained=_unexplained(subject, oracles, found, got)) if found.known else found
 
 
-def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[TensorCheck, ...]:
-    case = oracles.case
-    oracle = oracles.under(subject.conventions)
+def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[dict[str, Any], tuple[TensorCheck, ...]]:
+    """What the adapter gave, and the checks of it."""
+    case, oracle = oracles.case, oracles.under(subject.conventions)
     values = {name: value.copy() for name, value in case.values.items()}
     cotangent = case.cotangent.copy()
     try:
@@ -147,15 +152,19 @@ def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[TensorCheck, .
             gradients = subject.adapter.backward(forward, cotangent)
             got = tensors(forward.outputs, gradients)
     except TimeLimitError:
-        return (_failure("timeout", case, f"no result after {subject.timeout:g} s"),)
+        return {}, (_failure("timeout", case, f"no result after {subject.timeout:g} s"),)
     except (Exception, SystemExit) as error:  # whatever an adapter raises is a verdict on it, not the end of the run
-        return (_failure("crash", case, told(error)),)
+        return {}, (_failure("crash", case, told(error)),)
     checks = compare(oracle.expected, got, oracle.samples, case.dtype)
-    given = {**values, "cotangent": cotangent}
-    before = {**case.values, "cotangent": case.cotangent}
-    written = [name for name, value in given.items() if not np.array_equal(value, before[name], equal_nan=True)]
-    mutated = [TensorCheck(f"value:{name}", before[name].shape, "mutated_input", float("inf")) for name in written]
-    return (*checks, *mutated)
+    return got, (*checks, *_written_to(case, values, cotangent))
+
+
+def _written_to(case: Case, values: Mapping[str, np.ndarray], cotangent: np.ndarray) -> Iterator[TensorCheck]:
+    """A check for every array that is no longer what the adapter was given."""
+    pairs = [(name, case.values[name], value) for name, value in values.items()]
+    for name, before, after in (*pairs, ("cotangent", case.cotangent, cotangent)):
+        if not np.array_equal(before, after, equal_nan=True):
+            yield TensorCheck(f"value:{name}", before.shape, "mutated_input", float("inf"))
 
 
 def _failure(kind: str, case: Case, message: str) -> TensorCheck:
@@ -163,10 +172,53 @@ def _failure(kind: str, case: Case, message: str) -> TensorCheck:
     return TensorCheck(f"value:{output}", case.network.shapes[output], kind, float("inf"), got=message)
 
 
+class _Lending(NumpyReference):
+    """The reference, which leaves some nodes to the adapter: what would be right, their divergences granted."""
+
+    def __init__(self, subject: Subject, case: Case, nodes: Iterable[Node]) -> None:
+        super().__init__(subject.conventions)
+        self._adapter = subject.adapter
+        self._case = case
+        self._lent = {node.name for node in nodes}
+
+    def row(self, node: Node) -> Pair:
+        if node.name not in self._lent:
+            return super().row(node)
+        network, _ = self._case.network.alone(node.name)
+        sources = network.nodes[0].sources
+        dtype = self._case.dtype
+
+        def forward(*inputs: np.ndarray, **keywords: Any) -> tuple[np.ndarray, Any]:
+            arrays = (*inputs, *(keywords[slot] for slot, _ in node.parameters))
+            values = {name: rounded(array, dtype) for (_, name), array in zip(sources, arrays, strict=True)}
+            result = self._adapter.forward(network, values, dtype)
+            return np.asarray(result.outputs[node.name], np.float64), result
+
+        def backward(dout: np.ndarray, result: Any) -> dict[str, np.ndarray]:
+            gradients = self._adapter.backward(result, rounded(dout, dtype))
+            return {a: np.asarray(gradients[name], np.float64) for a, name in sources if name in gradients}
+
+        return forward, backward
+
+
+def _unexplained(subject: Subject, oracles: Oracles, found: Examination, got: Mapping[str, Any]) -> frozenset[str]:
+    """Keys of the tensors that disagree even with a reference that leaves the culprits to the adapter."""
+    case, oracle = oracles.case, oracles.under(subject.conventions)
+    lending = _Lending(subject, case, (culprit.node for culprit in found.culprits))
+    forward = lending.forward(case.network, case.exact_values, "float64")
+    granted = tensors(forward.outputs, lending.backward(forward, case.cotangent.astype(np.float64)))
+    # Nothing can be said of what a granted NaN or infinity reaches.
+    said = {key: np.isfinite(granted[key]) for key in oracle.expected}
+    expected = {key: np.where(said[key], granted[key], 0.0) for key in said}
+    shown = {key: np.where(said[key], got[key], 0).astype(got[key].dtype) for key in said}
+    checks = compare(expected, shown, oracle.samples, case.dtype)
+    return frozenset(check.key for check in checks if check.kind)
+
+
 def _culprits(subject: Subject, oracles: Oracles) -> Iterator[Culprit]:
     for node in oracles.case.network.nodes:
         alone = one_node_case(oracles, node, subject.conventions)
-        checks = _run_and_compare(subject, Oracles(alone))
+        _, checks = _run_and_compare(subject, Oracles(alone))
         if any(check.kind for check in checks):
             yield Culprit(node, checks, explain(subject.divergences, alone, checks))
 
@@ -176,17 +228,21 @@ def one_node_case(oracles: Oracles, node: Node, conventions: Conventions) -> Cas
     case, oracle = oracles.case, oracles.under(conventions)
     network, stands_for = case.network.alone(node.name)
 
-    def rounded(array: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return np.asarray(array).astype(case.dtype)
-
-    known = {**{name: rounded(array) for name, array in oracle.outputs.items()}, **case.values}
+    known = {**{name: rounded(array, case.dtype) for name, array in oracle.outputs.items()}, **case.values}
     values = {own: known[name] for own, name in stands_for.items()}
-    return Case(network, case.dtype, values, rounded(oracle.gradients[node.name]), case.seed)
+    return Case(network, case.dtype, values, rounded(oracle.gradients[node.name], case.dtype), case.seed)
 
 
-class TimeLimitError(Exception):
-    """An adapter took longer than it may."""
+def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Floating arrays in the dtype, integer ones as they are."""
+    if np.issubdtype(array.dtype, np.integer):
+        return array
+    with np.errstate(over="ignore"):
+        return np.asarray(array).astype(dtype)
+
+
+class TimeLimitError(BaseException):
+    """An adapter took longer than it may. No Exception, so that no adapter catches it by accident."""
 
 
 @contextmanager
@@ -199,13 +255,17 @@ def time_limit(seconds: float) -> Iterator[None]:
     def give_up(signal_number: int, frame: Any) -> None:
         raise TimeLimitError
 
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    handler = signal.signal(signal.SIGALRM, give_up)
+    started = time.monotonic()
+    due, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
+        # An alarm that somebody else had set still comes, at once if it was due meanwhile.
+        left = max(due - (time.monotonic() - started), 1e-6) if due else 0.0
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
 @dataclass(frozen=True)
@@ -238,7 +298,8 @@ def rows(examination: Examination) -> tuple[Row, ...]:
     hidden = [
         (c.node.name, check) for c in guilty.values() if c.node.name not in shown for check in c.checks if check.kind
     ]
-    composition = next((check for _, check in owned if check.kind), None) if not guilty else None
+    wrong = [check for _, check in owned if check.kind and (not guilty or check.key in examination.unexplained)]
+    composition = wrong[0] if wrong else None
     return tuple(_row(network, name, check, guilty, composition) for name, check in hidden + owned)
 
 
@@ -248,12 +309,12 @@ def _row(
     divergence = guilty[name].divergence if name in guilty and check.kind else None
     if not check.kind:
         verdict = "agrees"
+    elif check is composition:
+        verdict, divergence = "composition", None
     elif divergence:
         verdict = "known divergence"
-    elif name in guilty:
-        verdict = "WRONG HERE"
     else:
-        verdict = "composition" if check is composition else "inherited"
+        verdict = "WRONG HERE" if name in guilty else "inherited"
     return Row(name, network.node(name).layer.name, check, verdict, divergence)
 
 

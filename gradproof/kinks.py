@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from gradproof.adapter import Adapter, supported
 from gradproof.case import Case
 from gradproof.divergence import Divergence, divergences_of
-from gradproof.examination import Examination, Oracles, Subject, examine, time_limit
+from gradproof.examination import Examination, Oracles, Subject, TimeLimitError, examine, time_limit
 from gradproof.layer import Choice, Kink, Layer, Options, OptionValue, Real
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
@@ -20,7 +21,7 @@ COTANGENT = np.array([1.75, -0.625])
 """Non-uniform, and exact in every dtype."""
 
 ROUNDING = 1e-3
-"""How far a probed weight may be from a number that the kink allows; conventions are coarse (0, 0.5, 1)."""
+"""How far a probed weight may be outside what the kink allows, or differ between elements, by rounding alone."""
 
 
 def probed_subject(adapter: Adapter, dtype: str, timeout: float = 60.0) -> tuple[Subject, list[Examination]]:
@@ -35,11 +36,17 @@ def probed_subject(adapter: Adapter, dtype: str, timeout: float = 60.0) -> tuple
         case, left, right = _probe(layer, kink, dtype)
         weight = _chosen_weight(adapter, case, left, right, timeout)
         if weight is not None and kink.valid[0] - ROUNDING <= weight <= kink.valid[1] + ROUNDING:
-            conventions.setdefault(layer.name, {})[kink.name] = round(weight, 2)
+            conventions.setdefault(layer.name, {})[kink.name] = _tidied(weight)
         else:
             outside.append(case)
     subject = Subject(adapter, conventions, _applicable(adapter, dtype), timeout)
     return subject, [examine(subject, Oracles(case)) for case in outside]
+
+
+def _tidied(weight: float) -> float:
+    """The weight without its rounding error, where it is next to a simple fraction."""
+    simple = float(Fraction(weight).limit_denominator(64))
+    return simple if abs(simple - weight) < 1e-6 else weight
 
 
 def _applicable(adapter: Adapter, dtype: str) -> tuple[Divergence, ...]:
@@ -95,7 +102,11 @@ def _chosen_weight(adapter: Adapter, case: Case, left: np.ndarray, right: np.nda
     try:
         with time_limit(timeout):
             weights = (_first_gradient(adapter, case) - left) / (right - left)
-    except (Exception, SystemExit):  # the examination of the same case, made next, reports what went wrong
+    except (
+        Exception,
+        SystemExit,
+        TimeLimitError,
+    ):  # the examination of the same case, made next, reports what went wrong
         return None
     same = np.isfinite(weights).all() and np.ptp(weights) < ROUNDING
     return float(weights.flat[0]) if same else None

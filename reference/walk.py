@@ -45,7 +45,7 @@ class NumpyReference:
         for node in network.nodes:
             inputs = [known[source] for source in node.inputs]
             parameters = {slot: known[name] for slot, name in node.parameters}
-            forward, _ = self._row(node)
+            forward, _ = self.row(node)
             weights = self._conventions.get(node.layer.name, {})
             out, caches[node.name] = forward(*inputs, **parameters, **node.keywords, **weights)
             known[node.name] = _cast(out, dtype)
@@ -57,7 +57,7 @@ class NumpyReference:
         gradients: dict[str, np.ndarray] = {network.output: _cast(cotangent, known[network.output].dtype)}
         with np.errstate(all="ignore"):
             for node in reversed(network.nodes):
-                _, backward = self._row(node)
+                _, backward = self.row(node)
                 local = backward(gradients[node.name], caches[node.name])
                 for argument, source in node.sources:
                     if argument not in local:
@@ -70,7 +70,8 @@ class NumpyReference:
         """What a tensor's gradient becomes when one more reader sends its part."""
         return arriving if before is None else before + arriving
 
-    def _row(self, node: Node) -> Row:
+    def row(self, node: Node) -> Row:
+        """The pair of functions that computes a node."""
         return self._rows.get(node.layer.name, (node.layer.forward, node.layer.backward))
 
 

@@ -569,12 +569,12 @@ def cancelling_chain() -> tuple[Adapter, Case]:
 
 
 def colliding_numbers() -> tuple[Adapter, Case]:
-    """A softmax of one element is exactly 1, where bce has no finite gradient."""
+    """Two numbers that are the same once they are rounded have no spread to divide by."""
     network = Network(
-        (Input("x", (2, 1)), Input("target", (2, 1), UNIT)),
-        (node("p", "softmax", "x"), node("out", "bce", "p", "target")),
+        (Input("x", (1, 2)), Input("big", (1, 2))),
+        (node("h", "add", "x", "big"), node("out", "layer_norm", "h", affine=False, eps=0.0)),
     )
-    return NumpyReference(), case(network, "float32", x=normal(2, 1), target=[[0.25], [0.5]])
+    return NumpyReference(), case(network, "float32", x=[[0.2, 0.3]], big=np.full((1, 2), 2.0**24))
 
 
 def sum_of_the_dtypes_own_numbers() -> tuple[Adapter, Case]:

@@ -1,0 +1,542 @@
+"""Known divergences: how they are read, what they excuse and what they do not, and that they still show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradproof.adapters
+from gradproof.adapter import Adapter
+from gradproof.case import DTYPES, Case
+from gradproof.check import Report, check
+from gradproof.divergence import Divergence, DivergenceError, divergences_of, explain, read_divergences
+from gradproof.examination import Examination, Oracles, Subject, examine
+from gradproof.kinks import one_node, stale_divergences
+from gradproof.network import Input, Network, Node
+from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference.walk import Row
+from gradproof.registry import load_adapter
+
+Array = np.ndarray[Any, Any]
+
+# Reading.
+
+ENTRY = """
+[[divergence]]
+layer = "softplus"
+dtypes = ["float64"]
+argument = "x"
+between = [20.0, inf]
+kinds = ["value", "gradient"]
+versions = ["1.2", "2"]
+max_relative_error = 1e-6
+witness = { x = 21.0 }
+reason = "linear above 20"
+link = "https://example.org"
+"""
+
+READ = Divergence(
+    layer="softplus",
+    dtypes=("float64",),
+    argument="x",
+    between=(20.0, float("inf")),
+    kinds=("value", "gradient"),
+    versions=("1.2", "2"),
+    witness={"x": 21.0},
+    reason="linear above 20",
+    link="https://example.org",
+    max_relative_error=1e-6,
+)
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "framework.toml"
+    path.write_text(text)
+    return path
+
+
+def test_an_entry_is_read(tmp_path: Path) -> None:
+    assert read_divergences(written(tmp_path, ENTRY)) == (READ,)
+
+
+def test_entries_are_read_in_order(tmp_path: Path) -> None:
+    read = read_divergences(written(tmp_path, ENTRY + ENTRY.replace("softplus", "bce")))
+    assert [entry.layer for entry in read] == ["softplus", "bce"]
+
+
+def test_an_empty_file_has_no_entries(tmp_path: Path) -> None:
+    assert read_divergences(written(tmp_path, "# none\n")) == ()
+
+
+def changed(old: str, new: str) -> str:
+    assert ENTRY.count(old) == 1
+    return ENTRY.replace(old, new)
+
+
+REFUSED = {
+    "no toml": ("[[divergence", "framework.toml: not TOML: "),
+    "an unknown field": (
+        changed("max_relative_error", "max_error"),
+        "framework.toml: entry 1: unknown fields: ['max_error'], missing fields: none",
+    ),
+    "missing fields": (
+        changed('link = "https://example.org"', "").replace('reason = "linear above 20"', ""),
+        "framework.toml: entry 1: unknown fields: none, missing fields: ['link', 'reason']",
+    ),
+    "both": (
+        changed("witness =", "witnes ="),
+        "framework.toml: entry 1: unknown fields: ['witnes'], missing fields: ['witness']",
+    ),
+    "one bound": (
+        changed("[20.0, inf]", "[20.0]"),
+        "framework.toml: entry 1: between must be [low, high], got [20.0]",
+    ),
+    "a bound alone": (
+        changed("[20.0, inf]", "20.0"),
+        "framework.toml: entry 1: between must be [low, high], got 20.0",
+    ),
+    "in a later entry": (
+        ENTRY + changed("[20.0, inf]", "[]"),
+        "framework.toml: entry 2: between must be [low, high], got []",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DivergenceError) as refusal:
+        read_divergences(written(tmp_path, text))
+    assert str(refusal.value).startswith(message)
+    assert "\n" not in str(refusal.value)
+
+
+MEANINGLESS = {
+    "a misspelt table": changed("[[divergence]]", "[[divergences]]"),
+    "a table that is no list": changed("[[divergence]]", "[divergence]"),
+    "an unknown layer": changed('"softplus"', '"softplusplus"'),
+    "an unknown argument": changed('argument = "x"', 'argument = "y"'),
+    "an unknown kind": changed('["value", "gradient"]', '["gradients"]'),
+    "an unknown dtype": changed('["float64"]', '["float63"]'),
+    "a witness of another argument": changed("{ x = 21.0 }", "{ y = 21.0 }"),
+}
+
+
+@pytest.mark.parametrize("text", MEANINGLESS.values(), ids=MEANINGLESS)
+def test_a_file_that_means_nothing_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DivergenceError):
+        read_divergences(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("version", "dtype", "applies"),
+    [
+        ("1.2.3", "float64", True),
+        ("1.2", "float64", True),
+        ("2.0+cpu", "float64", True),
+        ("1.3.0", "float64", False),
+        ("1.1.2", "float64", False),
+        ("1.2.3", "float32", False),
+    ],
+)
+def test_an_entry_is_for_some_versions_and_dtypes(version: str, dtype: str, applies: bool) -> None:
+    assert READ.applies(version, dtype) is applies
+
+
+def test_an_adapter_without_a_file_has_no_divergences() -> None:
+    assert divergences_of(NumpyReference()) == ()
+
+
+# What an entry excuses. The adapter below replaces softplus by the identity above 20, as torch does.
+
+
+def softplus_row(
+    value: Callable[[Array, Array], Array] = lambda out, x: out,
+    slope: Callable[[Array, Array], Array] = lambda dx, x: dx,
+) -> Row:
+    """Softplus whose value and gradient are changed where they stand."""
+
+    def forward(x: Array) -> tuple[Array, Array]:
+        return value(LAYERS["softplus"].forward(x)[0], x).astype(x.dtype), x
+
+    def backward(dout: Array, x: Array) -> dict[str, Array]:
+        return {"x": slope(LAYERS["softplus"].backward(dout, x)["x"], x).astype(x.dtype)}
+
+    return forward, backward
+
+
+class Diverging(NumpyReference):
+    """The reference with another softplus; by default one that is the identity above 20."""
+
+    def __init__(self, row: Row | None = None) -> None:
+        super().__init__(rows={"softplus": row or softplus_row(value=lambda out, x: np.where(x > 20, x, out))})
+
+    def version(self) -> str:
+        return "1.2.3"
+
+
+def softplus_case(x: Any, dtype: str = "float64") -> Case:
+    network = Network((Input("x", np.shape(x)),), (Node.of("out", LAYERS["softplus"], "x"),))
+    cotangent = np.linspace(0.5, 1.5, np.size(x)).reshape(np.shape(x))
+    return Case(network, dtype, {"x": np.asarray(x, dtype)}, cotangent.astype(dtype))
+
+
+def examined(case: Case, *entries: Divergence, row: Row | None = None) -> Examination:
+    return examine(Subject(Diverging(row), {}, entries), Oracles(case))
+
+
+ABOVE = [[1.0, 21.0], [-3.0, 22.0]]
+
+
+def test_an_entry_explains_what_it_describes() -> None:
+    examination = examined(softplus_case(ABOVE), READ)
+    assert not examination.agrees
+    assert examination.known
+    assert [culprit.divergence for culprit in examination.culprits] == [READ]
+    assert not examined(softplus_case(ABOVE)).known
+
+
+def spoilt(where: Callable[[Array], Array], factor: float) -> Row:
+    """The identity above 20, and a value that is wrong elsewhere too."""
+    return softplus_row(value=lambda out, x: np.where(where(x), out * factor, np.where(x > 20, x, out)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "row"),
+    [
+        (replace(READ, layer="silu"), None),
+        (replace(READ, between=(21.5, 30.0)), None),
+        (replace(READ, between=(20.0, 21.5)), None),
+        (replace(READ, kinds=("gradient",)), None),
+        (replace(READ, kinds=("nonfinite",)), None),
+        (replace(READ, max_relative_error=1e-13), None),
+        (READ, spoilt(lambda x: x == 1.0, 1.0 + 1e-9)),
+        (READ, spoilt(lambda x: x == 21.0, 1.0 + 2e-6)),
+        (READ, spoilt(lambda x: x == 22.0, np.nan)),
+        (READ, softplus_row(slope=lambda dx, x: np.where(x < 0, 0.0, dx))),
+    ],
+    ids=[
+        *("another layer", "below its location", "above its location", "another kind", "not finite alone"),
+        *("a smaller error", "an error elsewhere", "a bigger error", "not finite", "a gradient elsewhere"),
+    ],
+)
+def test_an_entry_explains_nothing_else(entry: Divergence, row: Row | None) -> None:
+    examination = examined(softplus_case(ABOVE), entry, row=row)
+    assert not examination.agrees
+    assert not examination.known
+    assert [culprit.divergence for culprit in examination.culprits] == [None]
+
+
+def test_bounds_are_included() -> None:
+    row = softplus_row(value=lambda out, x: out * (1.0 + 1e-8))
+    case = softplus_case([20.0, 25.0])
+    assert examined(case, replace(READ, between=(20.0, 25.0)), row=row).known
+    assert not examined(case, replace(READ, between=(20.0, 24.9)), row=row).known
+    assert not examined(case, replace(READ, between=(20.1, 25.0)), row=row).known
+
+
+@pytest.mark.parametrize(("relative", "absolute", "known"), [(0.0, 2e-9, True), (0.0, 1e-9, False), (1e-10, 0, True)])
+def test_an_error_is_bounded_by_a_share_and_a_number(relative: float, absolute: float, known: bool) -> None:
+    entry = replace(READ, max_relative_error=relative, max_absolute_error=absolute)
+    row = softplus_row(value=lambda out, x: out + 1.5e-9 * (x > 20))
+    assert examined(softplus_case(ABOVE), entry, row=row).known is known
+
+
+def test_both_kinds_of_tensor_are_explained_where_both_are_named() -> None:
+    row = softplus_row(slope=lambda dx, x: np.where(x > 20, dx * (1 + 1e-8), dx))
+    assert examined(softplus_case(ABOVE), READ, row=row).known
+    assert not examined(softplus_case(ABOVE), replace(READ, kinds=("value",)), row=row).known
+
+
+def test_what_is_not_finite_is_explained_where_that_is_named() -> None:
+    row = softplus_row(slope=lambda dx, x: np.where(x > 20, np.nan, dx))
+    assert examined(softplus_case(ABOVE), replace(READ, kinds=("nonfinite",)), row=row).known
+    assert not examined(softplus_case(ABOVE), READ, row=row).known
+
+
+def test_several_entries_explain_together() -> None:
+    first, second = replace(READ, between=(20.5, 21.5)), replace(READ, between=(21.5, 23.0))
+    assert not examined(softplus_case(ABOVE), first).known
+    assert not examined(softplus_case(ABOVE), second).known
+    both = examined(softplus_case(ABOVE), replace(READ, layer="silu"), first, second)
+    assert both.known
+    assert both.culprits[0].divergence == first
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda x: None, lambda x: x[None], lambda x: x.astype("float32")], ids=["missing", "shape", "dtype"]
+)
+def test_no_entry_explains_a_tensor_of_the_wrong_structure(spoil: Callable[[Array], Any]) -> None:
+    class Misshapen(Diverging):
+        def backward(self, forward: Any, cotangent: Array) -> dict[str, Any]:
+            gradients = super().backward(forward, cotangent)
+            return {**gradients, "x": spoil(gradients["x"])}
+
+    everything = replace(READ, kinds=("value", "gradient", "nonfinite"), max_relative_error=1e300)
+    assert not examine(Subject(Misshapen(), {}, (everything,)), Oracles(softplus_case(ABOVE))).known
+
+
+def test_nothing_wrong_needs_no_entry() -> None:
+    case = softplus_case([1.0, 2.0])
+    assert explain([READ], case, examined(case).checks) is None
+
+
+def test_a_reduced_loss_is_located_by_any_of_its_elements() -> None:
+    """Its one value has no place of its own."""
+    layer = LAYERS["mse"]
+    network = Network((Input("x", (3,)), Input("target", (3,))), (Node.of("out", layer, "x", "target"),))
+    values = {"x": np.array([0.0, 1.0, 5.0]), "target": np.zeros(3)}
+    case = Case(network, "float64", values, np.array(1.5))
+    row = (lambda x, target, reduction: _off(layer.forward(x, target, reduction=reduction)), layer.backward)
+    subject = Subject(NumpyReference(rows={"mse": row}), {})
+    entry = replace(READ, layer="mse", between=(4.0, 6.0), kinds=("value",))
+    assert examine(replace(subject, divergences=(entry,)), Oracles(case)).known
+    assert not examine(replace(subject, divergences=(replace(entry, between=(6.0, 7.0)),)), Oracles(case)).known
+
+
+def _off(result: tuple[Array, Any]) -> tuple[Array, Any]:
+    return result[0] * (1.0 + 1e-9), result[1]
+
+
+# In a network.
+
+
+def chain(x: Any) -> Case:
+    """Two layers around a softplus."""
+    nodes = (
+        Node.of("a", LAYERS["identity"], "x"),
+        Node.of("b", LAYERS["softplus"], "a"),
+        Node.of("out", LAYERS["tanh"], "b"),
+    )
+    network = Network((Input("x", np.shape(x)),), nodes)
+    return Case(network, "float64", {"x": np.asarray(x)}, np.linspace(0.5, 1.5, np.size(x)))
+
+
+def test_a_known_divergence_is_known_inside_a_network() -> None:
+    examination = examined(chain([1.0, 21.0]), READ)
+    assert examination.known
+    assert [culprit.node.name for culprit in examination.culprits] == ["b"]
+
+
+def test_an_unknown_fault_beside_a_known_divergence_is_not_excused() -> None:
+    tanh = (LAYERS["tanh"].forward, lambda dout, out: {"x": dout})
+    adapter = Diverging()
+    adapter._rows = {**adapter._rows, "tanh": tanh}
+    examination = examine(Subject(adapter, {}, (READ,)), Oracles(chain([1.0, 21.0])))
+    assert not examination.known
+    assert {culprit.node.name: culprit.divergence for culprit in examination.culprits} == {"b": READ, "out": None}
+
+
+class Dropping(Diverging):
+    """Diverges as known, and drops a path where paths meet."""
+
+    def add_up(self, before: Array | None, arriving: Array) -> Array:
+        return arriving
+
+
+def test_a_composition_fault_beside_a_known_divergence_is_not_excused() -> None:
+    nodes = (
+        Node.of("a", LAYERS["tanh"], "x"),
+        Node.of("b", LAYERS["softplus"], "y"),
+        Node.of("c", LAYERS["multiply"], "a", "a"),
+        Node.of("out", LAYERS["add"], "b", "c"),
+    )
+    network = Network((Input("x", (2,)), Input("y", (2,))), nodes)
+    values = {"x": np.array([0.5, -0.25]), "y": np.array([1.0, 21.0])}
+    case = Case(network, "float64", values, np.array([1.5, -0.5]))
+    assert examine(Subject(Diverging(), {}, (READ,)), Oracles(case)).known
+    assert not examine(Subject(Dropping(), {}, (READ,)), Oracles(case)).known
+
+
+@pytest.mark.parametrize("spoil", [lambda x: None, lambda x: x[None], lambda x: "text"], ids=["None", "shape", "text"])
+def test_a_tensor_of_the_wrong_structure_beside_a_known_divergence_is_not_excused(
+    spoil: Callable[[Array], Any],
+) -> None:
+    class Forgetting(Diverging):
+        """Spoils a gradient wherever there is more than one node."""
+
+        def backward(self, forward: Any, cotangent: Array) -> dict[str, Any]:
+            gradients = super().backward(forward, cotangent)
+            return {**gradients, "x": spoil(gradients["x"])} if "x" in gradients and "a" in gradients else gradients
+
+    examination = examine(Subject(Forgetting(), {}, (READ,)), Oracles(chain([1.0, 21.0])))
+    assert [culprit.divergence for culprit in examination.culprits] == [READ]
+    assert not examination.known
+
+
+# In a report.
+
+
+def framework(directory: Path, divergences: str, base: type = Diverging, name: str = "framework_of_tests") -> Adapter:
+    """An adapter in a file of its own, beside a known-divergence file."""
+    path = directory / f"{name}.py"
+    source = f"import numpy as np\nfrom gradproof.reference import LAYERS, NumpyReference\n{SOURCES[base]}"
+    path.write_text(source)
+    path.with_suffix(".toml").write_text(divergences)
+    return load_adapter(f"{path}:Framework")
+
+
+SOURCES = {
+    Diverging: """
+def forward(x):
+    out, cache = LAYERS["softplus"].forward(x)
+    return np.where(x > 20, x, out).astype(x.dtype), cache
+
+class Framework(NumpyReference):
+    name = "framework"
+    def __init__(self):
+        super().__init__(rows={"softplus": (forward, LAYERS["softplus"].backward)})
+    def version(self):
+        return "1.2.3"
+""",
+    NumpyReference: """
+class Framework(NumpyReference):
+    name = "framework"
+    def version(self):
+        return "1.2.3"
+""",
+}
+
+
+@pytest.fixture
+def unique(request: pytest.FixtureRequest) -> str:
+    """A module name for this test alone."""
+    return f"framework_{abs(hash(request.node.nodeid))}"
+
+
+def checked(adapter: Adapter) -> Report:
+    return check([adapter], networks=40, seed=3, layers=["softplus"], failures=None)
+
+
+def test_a_known_divergence_is_counted_and_the_run_agrees(tmp_path: Path, unique: str) -> None:
+    report = checked(framework(tmp_path, ENTRY, name=unique))
+    assert report.agrees
+    assert report.known
+    assert {(each.layer, each.cause) for each in report.known if each.culprit} == {("softplus", "linear above 20")}
+    assert {each.dtype for each in report.known} == {"float64"}
+    assert report.tallies["framework", "float64"].known > 0
+    assert report.tallies["framework", "float64"].disagreeing == 0
+    assert report.stale == []
+
+
+def test_without_its_entry_the_run_disagrees(tmp_path: Path, unique: str) -> None:
+    report = checked(framework(tmp_path, "", name=unique))
+    assert not report.agrees
+    assert report.known == []
+    assert {each.layer for each in report.disagreements if each.culprit} == {"softplus"}
+
+
+def test_an_entry_that_no_longer_shows_is_stale_and_the_run_does_not_agree(tmp_path: Path, unique: str) -> None:
+    report = checked(framework(tmp_path, ENTRY, NumpyReference, unique))
+    assert report.disagreements == []
+    assert [(each.adapter, each.dtype, each.divergence.layer) for each in report.stale] == [
+        ("framework", "float64", "softplus")
+    ]
+    assert not report.agrees
+    assert report.to_json()["stale_divergences"] == [{"adapter": "framework", "layer": "softplus", "dtype": "float64"}]
+
+
+def test_an_entry_for_other_versions_is_neither_used_nor_stale(tmp_path: Path, unique: str) -> None:
+    other = changed('["1.2", "2"]', '["1.3"]')
+    assert checked(framework(tmp_path, other, NumpyReference, unique)).agrees
+    report = checked(framework(tmp_path, other, name=f"{unique}_too"))
+    assert not report.agrees
+    assert report.stale == []
+
+
+def test_a_witness_off_the_divergence_is_stale(tmp_path: Path, unique: str) -> None:
+    report = checked(framework(tmp_path, changed("{ x = 21.0 }", "{ x = 2.0 }"), name=unique))
+    assert [each.divergence.layer for each in report.stale] == ["softplus"]
+
+
+def test_each_entry_must_show_by_itself(tmp_path: Path, unique: str) -> None:
+    """The second describes nothing that happens, although the first explains its witness."""
+    report = checked(framework(tmp_path, ENTRY + changed('["value", "gradient"]', '["nonfinite"]'), name=unique))
+    assert [each.divergence.kinds for each in report.stale] == [("nonfinite",)]
+
+
+def test_adapters_in_files_of_the_same_name_keep_their_own_entries(tmp_path: Path, unique: str) -> None:
+    for each in ("one", "two"):
+        (tmp_path / each).mkdir()
+    first = framework(tmp_path / "one", ENTRY, name=unique)
+    second = framework(tmp_path / "two", "", name=unique)
+    assert (len(divergences_of(first)), len(divergences_of(second))) == (1, 0)
+
+
+# The files of the built-in adapters, in the installed versions.
+
+FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "optax", "platformdirs")}
+
+
+def load(name: str) -> Adapter:
+    if not all(map(find_spec, FRAMEWORKS[name])):
+        pytest.skip(f"{name} is not installed: pip install 'gradproof[{name}]'")
+    (entry,) = entry_points(group="gradproof.adapters", name=name)
+    adapter: Adapter = entry.load()()
+    return adapter
+
+
+def built_in(name: str) -> tuple[Divergence, ...]:
+    (directory,) = gradproof.adapters.__path__
+    return read_divergences(Path(directory) / f"{name}.toml")
+
+
+def entries() -> Iterator[tuple[str, int, str]]:
+    for name in FRAMEWORKS:
+        for i, entry in enumerate(built_in(name)):
+            yield from ((name, i, dtype) for dtype in entry.dtypes)
+
+
+EACH_ENTRY = pytest.mark.parametrize(("name", "index", "dtype"), list(entries()))
+
+
+def witness_case(entry: Divergence, dtype: str) -> Case:
+    layer = LAYERS[entry.layer]
+    options = {option.name: "none" for option in layer.options if option.name == "reduction"}
+    return one_node(layer, layer.complete(options), dict(entry.witness), dtype)
+
+
+@EACH_ENTRY
+def test_every_entry_shows_at_its_witness(name: str, index: int, dtype: str) -> None:
+    adapter, entry = load(name), built_in(name)[index]
+    assert entry.applies(adapter.version(), dtype)
+    assert stale_divergences(Subject(adapter, {}, (entry,)), dtype) == []
+
+
+@EACH_ENTRY
+def test_without_its_entry_the_witness_disagrees(name: str, index: int, dtype: str) -> None:
+    adapter, entry = load(name), built_in(name)[index]
+    case = witness_case(entry, dtype)
+    entries = tuple(each for each in built_in(name) if each.applies(adapter.version(), dtype))
+    assert examine(Subject(adapter, {}, entries), Oracles(case)).known
+    removed = tuple(each for each in entries if each != entry)
+    examination = examine(Subject(adapter, {}, removed), Oracles(case))
+    assert not examination.agrees
+    assert not examination.known
+    assert [culprit.node.layer.name for culprit in examination.culprits] == [entry.layer]
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_every_entry_names_what_exists(name: str) -> None:
+    for entry in built_in(name):
+        arguments = {argument.name for argument in LAYERS[entry.layer].arguments}
+        assert {entry.argument} | set(entry.witness) <= arguments
+        assert set(entry.dtypes) <= set(DTYPES)
+        assert set(entry.kinds) <= {"value", "gradient", "nonfinite"}
+        low, high = entry.between
+        assert low <= entry.witness[entry.argument] <= high
+        assert entry.link.startswith("https://")
+        assert entry.reason
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_the_adapter_finds_its_file(name: str) -> None:
+    read: Mapping[str, tuple[Divergence, ...]] = {name: divergences_of(load(name))}
+    assert read == {name: built_in(name)}
+    assert built_in(name)

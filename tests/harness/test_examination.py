@@ -1,0 +1,634 @@
+"""Examining one adapter on one case: who is blamed, in which order it is told, and what keeps a bad adapter at bay."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from gradproof.adapter import Adapter, Forward
+from gradproof.case import Case
+from gradproof.check import disagreements
+from gradproof.drawing import Drawn, drawn_networks
+from gradproof.examination import (
+    Examination,
+    Oracle,
+    Oracles,
+    Row,
+    Subject,
+    TimeLimitError,
+    examine,
+    one_node_case,
+    rows,
+    time_limit,
+)
+from gradproof.faults import FAULTS
+from gradproof.layer import UNIT, OptionValue
+from gradproof.network import Input, Network, Node
+from gradproof.reference import LAYERS, NumpyReference
+
+Array = np.ndarray[Any, Any]
+
+EACH_DTYPE = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+def node(name: str, layer: str, *inputs: str, parameters: str = "", **options: OptionValue) -> Node:
+    """A node; its parameters are written "slot:name slot:name"."""
+    pairs = dict(pair.split(":") for pair in parameters.split())
+    return Node.of(name, LAYERS[layer], *inputs, parameters=pairs, options=options)
+
+
+def network(*parts: Input | Node) -> Network:
+    inputs = tuple(part for part in parts if isinstance(part, Input))
+    return Network(inputs, tuple(part for part in parts if isinstance(part, Node)))
+
+
+X = Input("x", (2, 3))
+
+SIX = network(
+    X,
+    Input("target", (2, 4)),
+    node("line", "linear", "x", parameters="weight:w bias:b", features=4),
+    node("bent", "tanh", "line"),
+    node("gate", "sigmoid", "bent"),
+    node("rise", "softplus", "bent"),
+    node("gated", "multiply", "gate", "rise"),
+    node("loss", "mse", "gated", "target"),
+)
+
+SHARED = network(
+    X,
+    node("first", "linear", "x", parameters="weight:w", features=3, use_bias=False),
+    node("middle", "tanh", "first"),
+    node("second", "linear", "middle", parameters="weight:w", features=3, use_bias=False),
+)
+
+TWICE = network(X, node("square", "multiply", "x", "x"))
+
+EACH_CLEAN = pytest.mark.parametrize("clean", [SIX, SHARED, TWICE], ids=["six", "shared", "twice"])
+
+
+def case(of: Network, dtype: str = "float64") -> Case:
+    return Drawn(of, seed=11, edge_share=0.0, scale=1.0).case(dtype)
+
+
+def examined(adapter: Adapter, of: Network = SIX, dtype: str = "float64", timeout: float = 60.0) -> Examination:
+    return examine(Subject(adapter, {}, timeout=timeout), Oracles(case(of, dtype)))
+
+
+def spoilt(*layers: str, factor: float = 1.5) -> NumpyReference:
+    """The reference, with every gradient of these layers too large."""
+
+    def scaled(backward: Callable[..., dict[str, Array]]) -> Callable[..., dict[str, Array]]:
+        return lambda dout, cache: {name: factor * gradient for name, gradient in backward(dout, cache).items()}
+
+    return NumpyReference(rows={name: (LAYERS[name].forward, scaled(LAYERS[name].backward)) for name in layers})
+
+
+def culprits(examination: Examination) -> list[str]:
+    return [culprit.node.name for culprit in examination.culprits]
+
+
+def wrong(examination: Examination) -> dict[str, str | None]:
+    return {check.key: check.kind for check in examination.wrong}
+
+
+def verdicts(examination: Examination) -> dict[str, str]:
+    """Tensor -> verdict of the rows about gradients and what is wrong."""
+    return {row.check.key: row.verdict for row in rows(examination)}
+
+
+# Blame.
+
+
+@EACH_CLEAN
+@EACH_DTYPE
+def test_the_reference_agrees_with_itself(clean: Network, dtype: str) -> None:
+    examination = examined(NumpyReference(), clean, dtype)
+    assert examination.agrees
+    assert not examination.known
+    assert examination.culprits == ()
+    assert {row.verdict for row in rows(examination)} == {"agrees"}
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("name", [each.name for each in SIX.nodes])
+def test_one_faulty_node_is_named_and_no_other(name: str, dtype: str) -> None:
+    assert culprits(examined(spoilt(SIX.node(name).layer.name), dtype=dtype)) == [name]
+
+
+def test_what_the_fault_spoils_behind_it_is_inherited() -> None:
+    examination = examined(spoilt("sigmoid"))
+    assert wrong(examination) == dict.fromkeys(
+        ["gradient:bent", "gradient:line", "gradient:x", "gradient:w", "gradient:b"], "gradient"
+    )
+    assert {key: verdict for key, verdict in verdicts(examination).items() if verdict != "agrees"} == {
+        "gradient:bent": "WRONG HERE",
+        "gradient:line": "inherited",
+        "gradient:x": "inherited",
+        "gradient:w": "inherited",
+        "gradient:b": "inherited",
+    }
+
+
+def test_a_wrong_tensor_belongs_to_the_guilty_one_of_its_readers() -> None:
+    for layer, name in (("sigmoid", "gate"), ("softplus", "rise")):
+        (row,) = [row for row in rows(examined(spoilt(layer))) if row.verdict == "WRONG HERE"]
+        assert (row.node, row.layer, row.check.tensor) == (name, layer, "bent")
+
+
+def test_two_faults_at_once_are_both_named() -> None:
+    assert culprits(examined(spoilt("sigmoid", "linear"))) == ["line", "gate"]
+    assert culprits(examined(spoilt("tanh", "mse", "multiply"))) == ["bent", "gated", "loss"]
+
+
+def test_every_use_of_a_faulty_layer_is_named() -> None:
+    assert culprits(examined(spoilt("linear"), SHARED)) == ["first", "second"]
+
+
+def test_a_culprit_comes_with_what_it_does_alone() -> None:
+    (culprit,) = examined(spoilt("sigmoid")).culprits
+    assert {check.key: check.kind for check in culprit.checks} == {
+        "value:gate": None,
+        "gradient:gate": None,
+        "gradient:bent": "gradient",
+    }
+    assert culprit.divergence is None
+
+
+def test_a_wrong_parameter_gradient_is_blamed_on_its_layer() -> None:
+    examination = examined(FAULTS["linear_element_zeroed"].make())
+    assert wrong(examination) == {"gradient:w": "gradient"}
+    assert culprits(examination) == ["line"]
+
+
+def test_a_fault_in_the_forward_pass_is_blamed_where_it_stands() -> None:
+    forward = LAYERS["tanh"].forward
+    adapter = NumpyReference(rows={"tanh": (lambda x: (1.25 * forward(x)[0], forward(x)[1]), LAYERS["tanh"].backward)})
+    examination = examined(adapter)
+    assert culprits(examination) == ["bent"]
+    told = verdicts(examination)
+    assert told["value:line"] == "agrees"
+    assert told["value:bent"] == "WRONG HERE"
+    assert {told[f"value:{name}"] for name in ("gate", "rise", "gated", "loss")} == {"inherited"}
+
+
+@pytest.mark.parametrize("spoil", ["a missing gradient", "a wrong shape"])
+def test_a_structural_fault_is_blamed_too(spoil: str) -> None:
+    fault = FAULTS[{"a missing gradient": "returns_none", "a wrong shape": "wrong_shape"}[spoil]]
+    examination = examined(fault.make())
+    assert wrong(examination) == {"gradient:line": {"returns_none": "missing", "wrong_shape": "shape"}[fault.name]}
+    assert culprits(examination) == ["bent"]
+
+
+# What no layer is to blame for.
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("fault", ["fan_out_path_dropped", "fan_out_path_doubled"])
+def test_a_wrong_sum_over_paths_is_a_fault_of_composition(fault: str, dtype: str) -> None:
+    examination = examined(FAULTS[fault].make(), dtype=dtype)
+    assert culprits(examination) == []
+    assert not examination.known
+    told = verdicts(examination)
+    assert [key for key, verdict in told.items() if verdict == "composition"] == ["gradient:bent"]
+    assert {told[f"gradient:{name}"] for name in ("line", "x", "w", "b")} == {"inherited"}
+
+
+def kinds_of_culprits(examination: Examination) -> set[tuple[str, str]]:
+    """Tensor and kind of the disagreements that are nobody's inheritance."""
+    return {(each.tensor, each.kind) for each in disagreements(examination, None) if each.culprit}
+
+
+@pytest.mark.parametrize(("of", "tensor"), [(SIX, "bent"), (SHARED, "w"), (TWICE, "x")], ids=["six", "shared", "twice"])
+@pytest.mark.parametrize("fault", ["fan_out_path_dropped", "fan_out_path_doubled"])
+def test_a_fault_of_composition_names_the_tensor(fault: str, of: Network, tensor: str) -> None:
+    examination = examined(FAULTS[fault].make(), of)
+    assert culprits(examination) == []
+    assert kinds_of_culprits(examination) == {(tensor, "composition")}
+
+
+def test_a_node_that_reads_one_tensor_twice_is_blamed_for_its_own_fault() -> None:
+    minus = network(X, node("a", "tanh", "x"), node("b", "subtract", "a", "a"), node("out", "multiply", "b", "x"))
+    assert culprits(examined(FAULTS["subtract_sign_lost"].make(), minus)) == ["b"]
+
+
+class OnlyOneLayer(NumpyReference):
+    """Raises for networks of more than one node."""
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        if len(network.nodes) > 1:
+            raise NotImplementedError("one layer\nat a time")
+        return super().forward(network, values, dtype)
+
+
+def test_a_crash_that_no_layer_has_alone() -> None:
+    examination = examined(OnlyOneLayer())
+    (check,) = examination.checks
+    assert (check.key, check.kind, check.got) == ("value:loss", "crash", "NotImplementedError: one layer at a time")
+    assert culprits(examination) == []
+    assert [(row.node, row.verdict) for row in rows(examination)] == [("loss", "composition")]
+    assert [each.kind for each in disagreements(examination, None)] == ["crash"]
+
+
+# Adapters that misbehave.
+
+
+class Hanging(NumpyReference):
+    """Does not come back from the backward pass of a network with a tanh in it."""
+
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
+        while any(each.layer.name == "tanh" for each in forward.tape[0].nodes):
+            time.sleep(0.01)
+        return super().backward(forward, cotangent)
+
+
+def test_an_adapter_that_hangs_times_out_and_its_layer_is_named() -> None:
+    examination = examined(Hanging(), timeout=0.2)
+    (check,) = examination.checks
+    assert (check.kind, check.got, check.noise_units) == ("timeout", "no result after 0.2 s", np.inf)
+    assert culprits(examination) == ["bent"]
+    (row,) = rows(examination)[-1:]
+    assert (row.node, row.verdict) == ("bent", "WRONG HERE")
+
+
+class Stubborn(NumpyReference):
+    """Slow, and deaf to exceptions."""
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        for _ in range(10):
+            try:
+                time.sleep(0.05)
+            except Exception:
+                continue
+        return super().forward(network, values, dtype)
+
+
+def test_an_adapter_that_swallows_exceptions_times_out_all_the_same() -> None:
+    assert wrong(examined(Stubborn(), TWICE, timeout=0.1)) == {"value:square": "timeout"}
+
+
+def test_an_adapter_that_crashes_names_its_layer() -> None:
+    examination = examined(FAULTS["raises"].make())
+    assert [check.kind for check in examination.checks] == ["crash"]
+    assert culprits(examination) == ["bent"]
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), ZeroDivisionError(), RecursionError("deep"), SystemExit(3)])
+def test_whatever_is_raised_is_a_crash(error: BaseException) -> None:
+    class Raising(NumpyReference):
+        def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
+            raise error
+
+    (check,) = examined(Raising()).checks
+    assert check.kind == "crash"
+    assert type(error).__name__ in check.got
+
+
+@pytest.mark.parametrize("nothing", [None, 3, [1, 2]])
+def test_a_backward_pass_that_returns_no_mapping_is_a_crash(nothing: Any) -> None:
+    class Useless(NumpyReference):
+        def backward(self, forward: Forward, cotangent: Array) -> Any:
+            return nothing
+
+    assert [check.kind for check in examined(Useless()).checks] == ["crash"]
+
+
+def test_an_interrupt_is_no_verdict() -> None:
+    class Interrupted(NumpyReference):
+        def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        examined(Interrupted())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_written_input_is_named(dtype: str) -> None:
+    of = network(X, node("a", "identity", "x"), node("out", "relu", "a"))
+    straight = network(X, node("out", "relu", "x"))
+    fault = FAULTS["writes_to_its_input"].make()
+    assert wrong(examined(fault, straight, dtype)) == {"value:x": "mutated_input"}
+    # In a longer network it is the value of the node before that is spoilt.
+    spoiling = examined(fault, of, dtype)
+    assert "value:a" in wrong(spoiling)
+    assert culprits(spoiling) == ["out"]
+
+
+class Scribbling(NumpyReference):
+    """Right, but writes to one of the arrays that it was given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        copies = {name: value.copy() for name, value in values.items()}
+        if self._name in values:
+            values[self._name][...] = 7.0
+        return super().forward(network, copies, dtype)
+
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
+        gradients = super().backward(forward, cotangent.copy())
+        if self._name == "cotangent":
+            cotangent[...] = 7.0
+        return gradients
+
+
+@pytest.mark.parametrize("name", ["x", "target", "w", "b", "cotangent"])
+def test_every_given_array_is_watched(name: str) -> None:
+    of = case(SIX)
+    before = {**{each: value.copy() for each, value in of.values.items()}, "cotangent": of.cotangent.copy()}
+    examination = examine(Subject(Scribbling(name), {}), Oracles(of))
+    assert wrong(examination) == {f"value:{name}": "mutated_input"}
+    for each, array in {**of.values, "cotangent": of.cotangent}.items():
+        np.testing.assert_array_equal(array, before[each])
+
+
+def test_an_input_may_be_called_cotangent() -> None:
+    of = network(Input("cotangent", (8,)), node("out", "relu", "cotangent"))
+    assert wrong(examined(FAULTS["writes_to_its_input"].make(), of)) == {"value:cotangent": "mutated_input"}
+
+
+class Hoarding(NumpyReference):
+    """Keeps every array that it was given or gave, and scribbles on all of them when it is called again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[Array] = []
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        for array in self._kept:
+            array[...] = 7
+        self._kept = [*values.values()]
+        return super().forward(network, {name: value.copy() for name, value in values.items()}, dtype)
+
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
+        self._kept.append(cotangent)
+        return super().backward(forward, cotangent.copy())
+
+
+def test_an_adapter_that_keeps_its_arrays_cannot_spoil_the_case() -> None:
+    of, hoarder = case(SIX), Hoarding()
+    before = {name: value.copy() for name, value in of.values.items()}
+    oracles = Oracles(of)
+    assert examine(Subject(hoarder, {}), oracles).agrees
+    assert examine(Subject(hoarder, {}), oracles).agrees
+    for name, value in before.items():
+        np.testing.assert_array_equal(of.values[name], value)
+    assert examine(Subject(NumpyReference(), {}), oracles).agrees
+
+
+def test_nan_in_an_input_is_not_taken_for_writing() -> None:
+    of = case(TWICE)
+    holed = Case(TWICE, "float64", {"x": np.where(of.values["x"] > 0, np.nan, of.values["x"])}, of.cotangent)
+    assert examine(Subject(NumpyReference(), {}), Oracles(holed)).agrees
+
+
+def test_blame_survives_numbers_that_leave_their_domain() -> None:
+    """Beyond the range of float64, the reference itself has NaN where a probability belongs."""
+    of = network(
+        Input("x", (2,)),
+        Input("target", (2,), UNIT),
+        node("huge", "multiply", "x", "x"),
+        node("lost", "subtract", "huge", "huge"),
+        node("p", "sigmoid", "lost"),
+        node("loss", "bce", "p", "target"),
+    )
+    values = {"x": np.array([1e200, 0.5]), "target": np.array([0.25, 0.75])}
+    examination = examine(Subject(spoilt("bce"), {}), Oracles(Case(of, "float64", values, np.array(1.5))))
+    assert examination.agrees or "loss" in culprits(examination)
+    crash = examine(Subject(OnlyOneLayer(), {}), Oracles(Case(of, "float64", values, np.array(1.5))))
+    assert [check.kind for check in crash.checks] == ["crash"]
+
+
+# One node alone.
+
+
+@EACH_DTYPE
+def test_a_node_alone_gets_the_references_numbers_rounded(dtype: str) -> None:
+    of = case(SIX, dtype)
+    oracle = Oracle(of, {})
+    alone = one_node_case(Oracles(of), SIX.node("gated"), {})
+    assert [each.name for each in alone.network.nodes] == ["gated"]
+    assert (alone.dtype, alone.seed) == (dtype, of.seed)
+    for name in ("gate", "rise"):
+        np.testing.assert_array_equal(alone.values[name], oracle.outputs[name].astype(dtype))
+    np.testing.assert_array_equal(alone.cotangent, oracle.gradients["gated"].astype(dtype))
+
+
+def test_a_node_alone_gets_the_given_arrays_as_they_are() -> None:
+    of = case(SIX)
+    alone = one_node_case(Oracles(of), SIX.node("line"), {})
+    assert set(alone.values) == {"x", "w", "b"}
+    assert all(alone.values[name] is of.values[name] for name in alone.values)
+    loss = one_node_case(Oracles(of), SIX.node("loss"), {})
+    np.testing.assert_array_equal(loss.cotangent, of.cotangent)
+
+
+def test_a_tensor_that_is_read_twice_becomes_two_inputs() -> None:
+    of = case(TWICE)
+    alone = one_node_case(Oracles(of), TWICE.nodes[0], {})
+    assert len(alone.network.inputs) == 2
+    for value in alone.values.values():
+        np.testing.assert_array_equal(value, of.values["x"])
+
+
+def test_a_node_alone_follows_the_conventions() -> None:
+    kinked = network(Input("x", (3,)), node("a", "relu", "x"), node("b", "relu", "a"))
+    of = Case(kinked, "float64", {"x": np.array([0.0, -1.0, 2.0])}, np.array([1.5, 2.5, -0.5]))
+    cotangents = {
+        weight: one_node_case(Oracles(of), kinked.node("a"), {"relu": {"at_zero": weight}}).cotangent
+        for weight in (0.0, 1.0)
+    }
+    np.testing.assert_array_equal(cotangents[0.0], [0.0, 0.0, -0.5])
+    np.testing.assert_array_equal(cotangents[1.0], [1.5, 2.5, -0.5])
+
+
+def test_numbers_beyond_the_dtype_are_infinite_alone() -> None:
+    of = network(Input("x", (2,)), node("huge", "multiply", "x", "x"), node("out", "tanh", "huge"))
+    given = Case(of, "float32", {"x": np.array([1e30, 0.5], "float32")}, np.array([1.5, 0.5], "float32"))
+    alone = one_node_case(Oracles(given), of.node("out"), {})
+    assert np.isinf(alone.values["huge"]).tolist() == [True, False]
+
+
+# Rows.
+
+
+def gradient_rows(found: tuple[Row, ...]) -> list[str]:
+    return [row.check.tensor for row in found if row.check.role == "gradient"]
+
+
+def test_rows_run_from_the_loss_back() -> None:
+    assert gradient_rows(rows(examined(NumpyReference()))) == [
+        *("loss", "gated", "target", "rise", "gate", "bent", "line", "x", "w", "b")
+    ]
+
+
+def test_values_come_first_in_forward_order() -> None:
+    keys = [row.check.key for row in rows(examined(NumpyReference()))]
+    assert keys[:6] == [f"value:{each.name}" for each in SIX.nodes]
+
+
+@settings(max_examples=50)
+@given(drawn_networks())
+def test_no_gradient_stands_before_one_that_it_follows_from(drawn: Drawn) -> None:
+    of = Oracles(drawn.case("float64"))
+    found = gradient_rows(rows(examine(Subject(NumpyReference(), {}), of)))
+    assert sorted(found) == sorted(drawn.network.differentiable)
+    for each in drawn.network.nodes:
+        sources = {source for _, source in each.sources} & set(found)
+        assert all(found.index(each.name) < found.index(source) for source in sources)
+
+
+def test_every_row_names_a_node_and_its_layer() -> None:
+    owners = {row.check.key: (row.node, row.layer) for row in rows(examined(NumpyReference()))}
+    assert owners["value:gate"] == ("gate", "sigmoid")
+    assert owners["gradient:loss"] == ("loss", "mse")
+    assert owners["gradient:target"] == ("loss", "mse")
+    assert owners["gradient:w"] == ("line", "linear")
+    assert owners["gradient:bent"] == ("gate", "sigmoid")
+
+
+def test_a_culprit_that_spoils_anothers_tensor_is_shown_with_what_it_does_alone() -> None:
+    of = network(X, node("a", "tanh", "x"), node("out", "relu", "a"))
+    found = rows(examined(FAULTS["writes_to_its_input"].make(), of))
+    assert (found[0].node, found[0].check.kind, found[0].verdict) == ("out", "mutated_input", "WRONG HERE")
+    assert found[0].culprit
+
+
+def test_what_is_inherited_or_agrees_is_no_culprits_row() -> None:
+    found = {row.verdict: row.culprit for row in rows(examined(spoilt("sigmoid")))}
+    assert found == {"agrees": False, "inherited": False, "WRONG HERE": True}
+
+
+# Time.
+
+
+@pytest.fixture
+def alarms() -> Iterator[list[int]]:
+    """The alarms that come while a test has a handler of its own."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = signal.signal(signal.SIGALRM, note)
+    yield received
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_limit_ends_what_takes_too_long() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeLimitError), time_limit(0.1):
+        time.sleep(5.0)
+    assert time.monotonic() - started < 2.0
+
+
+def test_within_the_limit_nothing_happens(alarms: list[int]) -> None:
+    with time_limit(0.1):
+        pass
+    time.sleep(0.2)
+    assert alarms == []
+
+
+@pytest.mark.parametrize("error", [None, ValueError, TimeLimitError])
+def test_the_handler_of_others_comes_back(alarms: list[int], error: type[Exception] | None) -> None:
+    mine = signal.getsignal(signal.SIGALRM)
+    try:
+        with time_limit(5.0):
+            assert signal.getsignal(signal.SIGALRM) is not mine
+            if error:
+                raise error
+    except (ValueError, TimeLimitError):
+        pass
+    assert signal.getsignal(signal.SIGALRM) is mine
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_that_others_set_still_comes(alarms: list[int]) -> None:
+    """As pytest-timeout does."""
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    with time_limit(5.0):
+        pass
+    time.sleep(0.4)
+    assert alarms == [signal.SIGALRM]
+
+
+def test_off_the_main_thread_there_is_no_limit() -> None:
+    passed: list[bool] = []
+
+    def work() -> None:
+        with time_limit(0.05):
+            time.sleep(0.1)
+        passed.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert passed == [True]
+
+
+# One oracle for all that expect the same.
+
+
+def test_conventions_of_other_layers_share_an_oracle() -> None:
+    oracles = Oracles(case(SIX))
+    plain = oracles.under({})
+    assert oracles.under({}) is plain
+    assert oracles.under({"relu": {"at_zero": 1.0}, "elu": {"at_zero": 0.5}}) is plain
+
+
+def test_adapters_of_one_mind_share_an_oracle() -> None:
+    kinked = network(Input("x", (3,)), node("a", "relu", "x"), node("b", "leaky_relu", "a"))
+    oracles = Oracles(case(kinked))
+    first = oracles.under({"relu": {"at_zero": 0.5}, "leaky_relu": {"at_zero": 1.0}, "elu": {"at_zero": 0.0}})
+    assert oracles.under({"leaky_relu": {"at_zero": 1.0}, "relu": {"at_zero": 0.5}}) is first
+    assert oracles.under({"relu": {"at_zero": 0.5}, "leaky_relu": {"at_zero": 0.0}}) is not first
+    assert oracles.under({"relu": {"at_zero": 0.5}}) is not first
+
+
+def test_one_set_of_runs_serves_every_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+    forward = NumpyReference.forward
+
+    def counting(self: NumpyReference, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        runs.append(type(next(iter(values.values()))).__name__)
+        return forward(self, network, values, dtype)
+
+    monkeypatch.setattr(NumpyReference, "forward", counting)
+    oracles = Oracles(case(SIX))
+    for factor in (1.5, 2.0):
+        assert not examine(Subject(spoilt("mse", factor=factor), {}), oracles).agrees
+    whole = [kind for kind in runs if kind == "Noisy"]
+    # 64 of the whole network for both, and 64 of the guilty node alone for each.
+    assert len(whole) == 3 * 64
+
+
+def test_the_oracle_expects_every_value_and_every_gradient() -> None:
+    oracle = Oracle(case(SIX), {})
+    assert list(oracle.outputs) == [each.name for each in SIX.nodes]
+    assert list(oracle.gradients)[:6] == [each.name for each in reversed(SIX.nodes)]
+    assert set(oracle.gradients) == set(SIX.differentiable)
+    assert set(oracle.expected) == {f"value:{name}" for name in oracle.outputs} | {
+        f"gradient:{name}" for name in oracle.gradients
+    }
+
+
+def test_a_subject_needs_every_layer() -> None:
+    class WithoutTanh(NumpyReference):
+        def supports(self, layer: Any, options: Any, dtype: str) -> bool:
+            return layer.name != "tanh" and dtype == "float64"
+
+    subject = Subject(WithoutTanh(), {})
+    assert not subject.supports(SIX, "float64")
+    assert subject.supports(TWICE, "float64")
+    assert not subject.supports(TWICE, "float32")

@@ -1,0 +1,128 @@
+"""Every planted fault is found, the layer that makes it is named, and nothing is found where nothing is planted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradproof.adapter import Adapter, Forward
+from gradproof.agreement import TensorCheck
+from gradproof.case import DTYPES
+from gradproof.check import Report, check
+from gradproof.faults import FAULTS, MISBEHAVIOUR, ROW_FAULTS, WALK_FAULTS, Fault
+from gradproof.network import Network
+from gradproof.reference import LAYERS, NumpyReference
+
+NETWORKS = 200
+SEED = 7
+TIMEOUT = 0.5
+
+EACH_FAULT = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+
+
+def checked(adapter: Adapter) -> Report:
+    return check([adapter], networks=NETWORKS, seed=SEED, failures=None, timeout=TIMEOUT, stop_at_first=True)
+
+
+def blamed(report: Report) -> set[str]:
+    """The layers that were culprits."""
+    return {culprit.node.layer.name for each, _ in report.examinations for culprit in each.culprits}
+
+
+@EACH_FAULT
+def test_every_fault_is_found_and_its_layer_is_named(fault: Fault) -> None:
+    report = checked(fault.make())
+    assert not report.agrees
+    assert report.networks <= NETWORKS
+    assert blamed(report) == ({fault.layer} if fault.layer else set())
+    culprits = [each for each in report.disagreements if each.culprit]
+    assert culprits
+    assert {each.kind == "composition" for each in culprits} == {fault.layer is None}
+    assert report.known == []
+
+
+def test_the_unspoilt_reference_agrees_on_the_same_networks() -> None:
+    report = checked(NumpyReference())
+    assert report.disagreements == []
+    assert report.agrees
+    assert report.networks == NETWORKS
+    for dtype in DTYPES:
+        tally = report.tallies["reference", dtype]
+        assert tally.networks == NETWORKS
+        assert tally.unverifiable_share < 0.1
+
+
+@pytest.mark.parametrize(("kind", "fault"), MISBEHAVIOUR.items(), ids=MISBEHAVIOUR)
+def test_misbehaviour_gets_its_kind_of_verdict(kind: str, fault: Fault) -> None:
+    report = checked(fault.make())
+    assert kind in {each.kind for each in report.disagreements if each.culprit}
+    alone: list[TensorCheck] = [
+        check for each, _ in report.examinations for culprit in each.culprits for check in culprit.checks if check.kind
+    ]
+    assert kind in {check.kind for check in alone}
+
+
+@pytest.mark.parametrize("fault", WALK_FAULTS, ids=lambda fault: fault.name)
+def test_faults_between_layers_show_where_tensors_are_read_twice(fault: Fault) -> None:
+    report = checked(fault.make())
+    for examination, _ in report.examinations:
+        assert any(len(readers) > 1 for readers in examination.case.network.consumers.values())
+
+
+def test_there_are_faults_of_every_sort() -> None:
+    assert len(ROW_FAULTS) >= 20
+    assert len(WALK_FAULTS) >= 2
+    assert set(MISBEHAVIOUR) == {"nonfinite", "missing", "shape", "dtype", "crash", "timeout", "mutated_input"}
+    assert len(FAULTS) == len(ROW_FAULTS) + len(WALK_FAULTS) + len(MISBEHAVIOUR)
+
+
+def test_most_layers_have_a_fault() -> None:
+    spoilt = {fault.layer for fault in FAULTS.values()} - {None}
+    assert spoilt <= set(LAYERS)
+    assert len(spoilt) > 0.8 * len(LAYERS)
+
+
+def test_names_are_unique_and_faults_are_found_by_them() -> None:
+    names = [fault.name for fault in (*ROW_FAULTS, *WALK_FAULTS, *MISBEHAVIOUR.values())]
+    assert len(set(names)) == len(names)
+    assert all(FAULTS[name].name == name for name in names)
+    assert all(re.fullmatch(r"[a-z0-9_]+(e-\d+[a-z0-9_]*)?", name) for name in names)
+
+
+def test_mistakes_are_told_in_a_sentence_each() -> None:
+    mistakes = [fault.mistake for fault in FAULTS.values()]
+    assert len(set(mistakes)) == len(mistakes)
+    for mistake in mistakes:
+        assert 10 <= len(mistake) <= 100
+        assert not mistake.endswith(".")
+        assert "\n" not in mistake
+        assert "  " not in mistake
+
+
+@EACH_FAULT
+def test_every_call_makes_an_adapter_of_its_own(fault: Fault) -> None:
+    first, second = fault.make(), fault.make()
+    assert first is not second
+    assert isinstance(first, NumpyReference)
+
+
+class Forgiving(NumpyReference):
+    """A planted fault whose gradients are put right on their way out: what is then left to find?"""
+
+    def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, Any]:
+        network: Network = forward.tape[0]
+        values: Mapping[str, np.ndarray] = forward.tape[2]
+        given = {name: values[name] for name in (*(each.name for each in network.inputs), *network.parameters)}
+        right = NumpyReference()
+        return right.backward(right.forward(network, given, str(cotangent.dtype)), cotangent)
+
+
+def test_a_fault_that_is_put_right_is_not_found() -> None:
+    """So that it is the gradients that give a fault away."""
+    row = (LAYERS["tanh"].forward, lambda dout, out: {"x": dout})
+    assert not checked(NumpyReference(rows={"tanh": row})).agrees
+    assert checked(Forgiving(rows={"tanh": row})).agrees
