@@ -20,7 +20,7 @@ from gradproof.reference import LAYERS, NumpyReference
 COTANGENT = np.array([1.75, -0.625])
 """Non-uniform, and exact in every dtype."""
 
-ROUNDING = 1e-3
+ROUNDING = 1e-5
 """How far a probed weight may be outside what the kink allows, or differ between elements, by rounding alone."""
 
 
@@ -46,7 +46,7 @@ def probed_subject(adapter: Adapter, dtype: str, timeout: float = 60.0) -> tuple
 def _tidied(weight: float) -> float:
     """The weight without its rounding error, where it is next to a simple fraction."""
     simple = float(Fraction(weight).limit_denominator(64))
-    return simple if abs(simple - weight) < 1e-6 else weight
+    return simple if abs(simple - weight) < ROUNDING else weight
 
 
 def _applicable(adapter: Adapter, dtype: str) -> tuple[Divergence, ...]:

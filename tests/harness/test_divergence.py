@@ -363,7 +363,8 @@ def test_a_tensor_of_the_wrong_structure_beside_a_known_divergence_is_not_excuse
 
         def backward(self, forward: Any, cotangent: Array) -> dict[str, Any]:
             gradients = super().backward(forward, cotangent)
-            return {**gradients, "x": spoil(gradients["x"])} if "x" in gradients and "a" in gradients else gradients
+            alone = len(forward.tape[0].nodes) == 1
+            return gradients if alone else {**gradients, "x": spoil(gradients["x"])}
 
     examination = examine(Subject(Forgetting(), {}, (READ,)), Oracles(chain([1.0, 21.0])))
     assert [culprit.divergence for culprit in examination.culprits] == [READ]
