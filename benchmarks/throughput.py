@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +22,7 @@ from gradproof.adapters.jax import JaxAdapter
 from gradproof.adapters.torch import TorchAdapter
 from gradproof.case import DTYPES
 from gradproof.check import Run
-from gradproof.drawing import BACKEND, Drawn, drawn_networks
+from gradproof.drawing import Drawn, draw_each
 from gradproof.examination import Oracle
 from gradproof.noise import NoiseSamples
 
@@ -79,27 +78,6 @@ def instrumented(watch: Stopwatch) -> Iterator[None]:
             each.stop()
 
 
-def draw(count: int, seed_number: int) -> list[Drawn]:
-    """The networks that `gradproof check` would draw from this seed."""
-    drawn: list[Drawn] = []
-
-    @seed(seed_number)
-    @settings(
-        backend=BACKEND,
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(drawn_networks())
-    def keep(each: Drawn) -> None:
-        drawn.append(each)
-
-    keep()
-    return drawn
-
-
 def examine_all(run: Run, networks: Sequence[Drawn]) -> float:
     """Seconds to examine every network in every dtype."""
     started = time.perf_counter()
@@ -116,7 +94,8 @@ def main() -> None:
     options = parser.parse_args()
 
     started = time.perf_counter()
-    networks = draw(options.networks, options.seed)
+    networks: list[Drawn] = []
+    draw_each(networks.append, options.networks, options.seed)
     drawing = time.perf_counter() - started
 
     run = Run({"torch": TorchAdapter(), "jax": JaxAdapter()}, DTYPES)

@@ -11,13 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hypothesis
-from hypothesis import HealthCheck, Phase, given, settings
-
 from gradproof.adapter import Adapter
 from gradproof.case import DTYPES, Case, save_case
 from gradproof.divergence import Divergence
-from gradproof.drawing import BACKEND, MAX_NODES, Drawn, drawn_networks
+from gradproof.drawing import MAX_NODES, Drawn, draw_each
 from gradproof.examination import FAILURES, Examination, Oracles, Row, Subject, examine, rows
 from gradproof.kinks import probed_subject, stale_divergences
 from gradproof.reference import LAYERS
@@ -206,17 +203,7 @@ def check(
     run = Run(load_adapters(adapters), dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
     started = time.monotonic()
 
-    @hypothesis.seed(run.report.seed)
-    @settings(
-        backend=BACKEND,
-        max_examples=networks,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(drawn_networks(layers, max_nodes))
-    def draw_and_examine(drawn: Drawn) -> None:
+    def examine_one(drawn: Drawn) -> None:
         run.examine(drawn)
         run.report.seconds = time.monotonic() - started
         progress(run.report)
@@ -226,7 +213,7 @@ def check(
     try:
         run.prepare()
         if not (stop_at_first and run.report.disagreements):
-            draw_and_examine()
+            draw_each(examine_one, networks, run.report.seed, layers, max_nodes)
     except _Enough:
         pass
     except KeyboardInterrupt:

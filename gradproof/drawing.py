@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import hypothesis
 import numpy as np
-from hypothesis import assume
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 
@@ -142,6 +143,27 @@ class Drawn:
         edges = generator.choice(UNIT_EDGES if unit else real_edges, shape)
         share = self.edge_share if generator.random() < 1 / 3 else 0.0
         return np.where(generator.random(shape) < share, edges, plain).astype(dtype)
+
+
+def draw_each(
+    visit: Callable[[Drawn], None], networks: int, seed: int, layers: Sequence[str] = (), max_nodes: int = MAX_NODES
+) -> None:
+    """Call `visit` with each of so many networks; the same seed and versions draw the same ones. Nothing shrinks."""
+
+    @hypothesis.seed(seed)
+    @settings(
+        backend=BACKEND,
+        max_examples=networks,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(drawn_networks(layers, max_nodes))
+    def visit_each(drawn: Drawn) -> None:
+        visit(drawn)
+
+    visit_each()
 
 
 @st.composite

@@ -49,6 +49,11 @@ def test_the_diff_shown_is_the_one_that_is_printed() -> None:
     assert without_version(result.stdout).startswith(without_version(expected).rstrip())
 
 
+def test_every_layer_is_listed() -> None:
+    (text,) = re.findall(r"^## Layers\n(.*?)(?=^## )", README, re.MULTILINE | re.DOTALL)
+    assert [name for name in LAYERS if not re.search(rf"\b{name}\b", text)] == []
+
+
 def code_lines(source: str) -> list[str]:
     """The lines of code, docstrings and blank lines aside."""
     without_docstrings = re.sub(r'^ *""".*?"""\n', "", source, flags=re.MULTILINE | re.DOTALL)
