@@ -18,12 +18,11 @@ import optax
 import platformdirs
 from jax.scipy.special import xlog1py, xlogy
 
+from gradproof.adapter import JAX_CACHE_VARIABLE
 from gradproof.adapters.base import Composed, Row
 from gradproof.adapters.functional import Arrays, FunctionalAdapter
 from gradproof.layer import Options
 from gradproof.network import Node
-
-CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
 
 REDUCTIONS: dict[str, Row] = {"none": lambda loss: loss, "mean": jnp.mean, "sum": jnp.sum}
 
@@ -94,7 +93,7 @@ class JaxAdapter(FunctionalAdapter):
         self._jit = jit
         jax.config.update("jax_enable_x64", True)
         jax.config.update("jax_default_matmul_precision", "highest")
-        directory = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("gradproof/jax")
+        directory = os.environ.get(JAX_CACHE_VARIABLE) or platformdirs.user_cache_dir("gradproof/jax")
         if directory != "off":
             jax.config.update("jax_compilation_cache_dir", directory)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -11,6 +11,9 @@ import numpy as np
 from gradproof.layer import Layer, Options
 from gradproof.network import Network
 
+JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
+"""The environment variable that moves JAX's compilation cache to another directory, or turns it "off"."""
+
 
 class AdapterError(RuntimeError):
     """An adapter that was asked for and cannot be used; the message says what to do."""

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gradproof.adapter import Adapter, AdapterError
+from gradproof.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
 from gradproof.case import DTYPES, SpecError, load_case
 from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, json_safe, replay
 from gradproof.divergence import DivergenceError
@@ -34,8 +34,6 @@ SHOWN_DIFFS = 5
 SECONDS_BETWEEN_LINES = 10.0
 
 ERRORS = (AdapterError, UsageError, SpecError, DivergenceError, UnknownExampleError)
-
-JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
 
 EXAMPLES_OF_USE = """\
 examples:
