@@ -185,7 +185,7 @@ class NoiseSamples:
         samples = np.stack([run[key] for run in self._runs[:count]])
         with np.errstate(all="ignore"):
             spread = np.abs(samples - expected).mean(axis=0)
-        overflows = ~np.isfinite(samples).all(axis=0)
+        overflows = ~(np.isfinite(samples).all(axis=0) & np.isfinite(spread))
         return Floor(np.where(overflows, 0.0, spread), overflows)
 
     def _run(self, index: int) -> dict[str, np.ndarray]:

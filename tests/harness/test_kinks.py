@@ -1,0 +1,268 @@
+"""Kinks: which derivative each adapter chooses there, and which choices are none."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradproof.adapter import Adapter, Forward
+from gradproof.case import DTYPES, Case
+from gradproof.check import Report, check, replay
+from gradproof.examination import Oracles, Subject, examine
+from gradproof.kinks import one_node, probed_subject
+from gradproof.layer import Kink, Layer, Options, OptionValue
+from gradproof.network import Input, Network, Node
+from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference.common import one_sided
+from gradproof.reference.walk import Row
+
+Array = np.ndarray[Any, Any]
+
+FRAMEWORKS = {"reference": (), "torch": ("torch",), "jax": ("jax", "optax", "platformdirs")}
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def load(name: str) -> Adapter:
+    if not all(map(find_spec, FRAMEWORKS[name])):
+        pytest.skip(f"{name} is not installed: pip install 'gradproof[{name}]'")
+    (entry,) = entry_points(group="gradproof.adapters", name=name)
+    adapter: Adapter = entry.load()()
+    return adapter
+
+
+KINKS = [(layer, kink) for layer in LAYERS.values() for kink in layer.kinks]
+EACH_KINK = pytest.mark.parametrize(("layer", "kink"), KINKS, ids=[layer.name for layer, _ in KINKS])
+
+
+def at_kink(layer: Layer, kink: Kink, dtype: str = "float64", **options: OptionValue) -> Case:
+    return one_node(layer, layer.complete(options), dict.fromkeys((a.name for a in layer.arguments), kink.point), dtype)
+
+
+# The built-in adapters, measured.
+
+CONVENTIONS = {
+    "reference": {
+        "relu": {"at_zero": 0.0},
+        "leaky_relu": {"at_zero": 0.0},
+        "elu": {"at_zero": 0.0},
+        "mae": {"at_target": 0.5},
+    },
+    "torch": {
+        "relu": {"at_zero": 0.0},
+        "leaky_relu": {"at_zero": 0.0},
+        "elu": {"at_zero": 0.0},
+        "mae": {"at_target": 0.5},
+    },
+    "jax": {
+        "relu": {"at_zero": 0.0},
+        "leaky_relu": {"at_zero": 1.0},
+        "elu": {"at_zero": 0.0},
+        "mae": {"at_target": 1.0},
+    },
+}
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_the_built_in_adapters_choose_as_measured(name: str, dtype: str) -> None:
+    subject, outside = probed_subject(load(name), dtype)
+    chosen = {layer: dict(weights) for layer, weights in subject.conventions.items()}
+    assert {layer: chosen[layer] for layer in CONVENTIONS[name]} == CONVENTIONS[name]
+    assert set(chosen) == {layer.name for layer, _ in KINKS}
+    assert outside == []
+
+
+def test_the_reference_chooses_its_defaults() -> None:
+    subject, _ = probed_subject(NumpyReference(), "float64")
+    assert subject.conventions == {layer.name: {kink.name: kink.default} for layer, kink in KINKS}
+
+
+# Another valid choice.
+
+
+def on_the_kink(dtype: str = "float32") -> Case:
+    """Relu's zeros go on into leaky_relu and elu, and one of them meets its target."""
+    nodes = (
+        Node.of("a", LAYERS["relu"], "x"),
+        Node.of("b", LAYERS["leaky_relu"], "a", options={"negative_slope": 0.2}),
+        Node.of("c", LAYERS["elu"], "b", options={"alpha": 0.5}),
+        Node.of("loss", LAYERS["mae"], "c", "target", options={"reduction": "none"}),
+    )
+    network = Network((Input("x", (5,)), Input("target", (5,))), nodes)
+    x = np.array([0.0, -1.0, 2.0, 0.0, 0.0], dtype)
+    cotangent = np.array([0.5, -1.5, 2.0, 0.75, 3.0], dtype)
+    return Case(network, dtype, {"x": x, "target": np.array([0.0, 2.0, 5.0, 1.0, -1.0], dtype)}, cotangent)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0])
+@EACH_KINK
+def test_another_valid_choice_agrees_and_is_reported(layer: Layer, kink: Kink, weight: float, dtype: str) -> None:
+    adapter = NumpyReference(conventions={layer.name: {kink.name: weight}})
+    report = replay(on_the_kink(dtype), [adapter])
+    assert report.conventions["reference"][dtype][layer.name][kink.name] == weight
+    assert report.agrees
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("weight", [1 / 3, 0.625])
+def test_a_valid_choice_need_not_be_a_round_number(weight: float, dtype: str) -> None:
+    report = replay(on_the_kink(dtype), [NumpyReference(conventions={"relu": {"at_zero": weight}})])
+    assert report.conventions["reference"][dtype]["relu"]["at_zero"] == pytest.approx(weight, abs=6e-3)
+    assert report.agrees
+
+
+@EACH_KINK
+def test_without_its_convention_the_same_adapter_disagrees(layer: Layer, kink: Kink) -> None:
+    """So that the agreement above is the convention's doing."""
+    other = 1.0 if kink.default != 1.0 else 0.0
+    adapter = NumpyReference(conventions={layer.name: {kink.name: other}})
+    examination = examine(Subject(adapter, {}), Oracles(on_the_kink()))
+    assert [culprit.node.layer.name for culprit in examination.culprits] == [layer.name]
+
+
+def test_a_convention_excuses_nothing_off_the_kink() -> None:
+    def backward(dout: Array, cache: tuple[Array, float]) -> dict[str, Array]:
+        return {"x": dout * np.where(np.abs(cache[0]) < 1.5, 0.5, cache[0] > 0)}
+
+    adapter = NumpyReference(rows={"relu": (LAYERS["relu"].forward, backward)})
+    report = replay(on_the_kink(), [adapter])
+    assert report.conventions["reference"]["float32"]["relu"] == {"at_zero": 0.5}
+    assert {each.layer for each in report.disagreements if each.culprit} == {"relu"}
+
+
+def test_conventions_are_those_of_each_dtype() -> None:
+    class Undecided(NumpyReference):
+        def forward(self, network: Network, values: Any, dtype: str) -> Forward:
+            self._conventions = {"relu": {"at_zero": 1.0 if dtype == "float32" else 0.5}}
+            return super().forward(network, values, dtype)
+
+    report = check([Undecided()], networks=5, seed=1, failures=None)
+    assert {dtype: report.conventions["reference"][dtype]["relu"]["at_zero"] for dtype in DTYPES} == {
+        "float64": 0.5,
+        "float32": 1.0,
+    }
+    assert report.agrees
+
+
+# A choice that is none.
+
+
+def relu_with(at_zero: Any) -> Row:
+    """Relu with this derivative at zero: a number, or one per element."""
+
+    def backward(dout: Array, cache: tuple[Array, float]) -> dict[str, Array]:
+        x, _ = cache
+        return {"x": (dout * one_sided(x, 0.0, 1.0, np.resize(at_zero, x.shape))).astype(dout.dtype)}
+
+    return LAYERS["relu"].forward, backward
+
+
+INVALID = {
+    "beyond the right-hand derivative": 2.0,
+    "beyond the left-hand derivative": -0.01,
+    "not a number": np.nan,
+    "infinite": np.inf,
+    "another one for each element": [0.0, 1.0],
+    "almost a valid one": 1.01,
+}
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("at_zero", INVALID.values(), ids=INVALID)
+def test_an_invalid_choice_disagrees_and_the_layer_is_named(at_zero: Any, dtype: str) -> None:
+    subject, outside = probed_subject(NumpyReference(rows={"relu": relu_with(at_zero)}), dtype)
+    assert "relu" not in subject.conventions
+    (examination,) = outside
+    assert not examination.agrees
+    assert [culprit.node.layer.name for culprit in examination.culprits] == ["relu"]
+
+
+@pytest.mark.parametrize("at_zero", INVALID.values(), ids=INVALID)
+def test_an_invalid_choice_is_found_before_any_network_is_drawn(at_zero: Any) -> None:
+    """No network has relu in it here."""
+    report = check([NumpyReference(rows={"relu": relu_with(at_zero)})], networks=3, layers=["tanh"], failures=None)
+    assert not report.agrees
+    assert {each.layer for each in report.disagreements} == {"relu"}
+    assert "relu" not in report.conventions["reference"]["float64"]
+
+
+def test_a_network_that_meets_an_invalid_choice_disagrees() -> None:
+    report = replay(on_the_kink(), [NumpyReference(rows={"relu": relu_with(2.0)})])
+    culprits = {(each.network, each.layer) for each in report.disagreements if each.culprit}
+    assert culprits >= {(str(on_the_kink().network), "relu")}
+    assert {layer for _, layer in culprits} == {"relu"}
+
+
+class Broken(NumpyReference):
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
+        raise RuntimeError("no gradient today")
+
+
+def test_an_adapter_that_fails_at_its_kinks_is_examined_there() -> None:
+    subject, outside = probed_subject(Broken(), "float64")
+    assert subject.conventions == {}
+    assert [examination.checks[0].kind for examination in outside] == ["crash"] * len(KINKS)
+
+
+# Where there is no freedom.
+
+
+def elu_with_half(dout: Array, cache: tuple[Array, float, float]) -> dict[str, Array]:
+    """One half at zero, whatever alpha is."""
+    x, alpha, _ = cache
+    return {"x": dout * np.where(x == 0, 0.5, np.where(x > 0, 1.0, alpha * np.exp(np.minimum(x, 0.0))))}
+
+
+def elu_case(alpha: float) -> Case:
+    return at_kink(LAYERS["elu"], LAYERS["elu"].kinks[0], alpha=alpha)
+
+
+def test_where_the_function_is_differentiable_there_is_no_choice() -> None:
+    """With alpha = 1, elu has a derivative at zero; one half is a valid choice with alpha = 1/2 alone."""
+    adapter = NumpyReference(rows={"elu": (LAYERS["elu"].forward, elu_with_half)})
+    assert replay(elu_case(0.5), [adapter]).agrees
+    report = replay(elu_case(1.0), [adapter])
+    assert {(each.layer, each.expected, each.got) for each in report.disagreements if each.culprit} == {
+        ("elu", 1.75, 0.875)
+    }
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_no_convention_moves_a_derivative_that_exists(weight: float) -> None:
+    adapter = NumpyReference(conventions={"elu": {"at_zero": weight}})
+    assert replay(elu_case(1.0), [adapter]).agrees
+
+
+# What is probed.
+
+
+class Small(NumpyReference):
+    """An adapter that has but one of the layers, with some of its options."""
+
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+        return layer.name == "mae" and dtype == "float64"
+
+
+def test_only_kinks_of_supported_layers_are_probed() -> None:
+    assert set(probed_subject(Small(), "float64")[0].conventions) == {"mae"}
+    subject, outside = probed_subject(Small(), "float32")
+    assert (subject.conventions, outside) == ({}, [])
+
+
+@EACH_DTYPE
+@EACH_KINK
+def test_a_case_on_the_kink_has_every_element_on_it(layer: Layer, kink: Kink, dtype: str) -> None:
+    case = at_kink(layer, kink, dtype)
+    assert [node.layer for node in case.network.nodes] == [layer]
+    assert all((value == kink.point).all() for value in case.values.values())
+    assert np.unique(case.cotangent).size == case.cotangent.size
+
+
+def test_the_report_of_a_check_holds_every_convention() -> None:
+    report: Report = check([NumpyReference()], networks=1, seed=1, failures=None)
+    assert report.to_json()["conventions"] == {"reference": dict.fromkeys(DTYPES, CONVENTIONS["reference"])}
