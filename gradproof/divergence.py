@@ -28,9 +28,9 @@ class Divergence:
     """One entry of a known-divergence file.
 
     layer, dtypes: where it shows. argument, between: it shows where this argument of the layer, times the
-    option named `times` if any, lies between these two numbers (both included). kinds: what disagrees ("value", "gradient", "nonfinite").
-    max_relative_error, max_absolute_error: how far it is off at most, as a share of the expected
-    number plus a number. versions: prefixes of the adapter's version.
+    option named `times` if any, lies between these two numbers (both included).
+    kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
+    it is off at most, as a share of the expected number plus a number. versions: prefixes of the adapter's.
     witness: argument -> number at which the divergence must show. reason, link: what it is, where it is told.
     """
 

@@ -52,12 +52,8 @@ def _applicable(adapter: Adapter, dtype: str) -> tuple[Divergence, ...]:
 def _kinks(adapter: Adapter, dtype: str) -> Iterator[tuple[Layer, Kink]]:
     for layer in LAYERS.values():
         for kink in layer.kinks:
-            if supported(adapter, layer, layer.complete(_required(layer)), dtype):
+            if supported(adapter, layer, layer.defaults, dtype):
                 yield layer, kink
-
-
-def _required(layer: Layer) -> dict[str, OptionValue]:
-    return {option.name: _examples(option.domain)[0] for option in layer.options if option.default is None}
 
 
 def _examples(domain: object) -> tuple[OptionValue, ...]:

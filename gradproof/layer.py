@@ -49,7 +49,7 @@ class Domain:
         return not {
             "real": np.zeros((), bool),
             "unit": (array < 0) | (array > 1),
-            "positive": array <= 0,
+            "positive": array < 0,  # underflow may leave 0
         }[self.kind].any()
 
     def __str__(self) -> str:
@@ -68,6 +68,9 @@ def index_domain(classes: int) -> Domain:
 class OptionDomain(Protocol):
     """The values that an option may take, given the shape of the layer's first input."""
 
+    @property
+    def example(self) -> OptionValue: ...
+
     def contains(self, value: OptionValue, shape: Shape) -> bool: ...
 
     def describe(self, shape: Shape) -> str: ...
@@ -82,6 +85,10 @@ class Choice:
     """One of a few values; the type counts too, so that 1 is not True."""
 
     values: tuple[OptionValue, ...]
+
+    @property
+    def example(self) -> OptionValue:
+        return self.values[0]
 
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return any(type(value) is type(each) and value == each for each in self.values)
@@ -98,6 +105,10 @@ class Real:
     high: float
     examples: tuple[float, ...]
 
+    @property
+    def example(self) -> OptionValue:
+        return self.examples[0]
+
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         number = isinstance(value, float) or _is_integer(value)
         return number and math.isfinite(value) and self.low <= value <= self.high  # type: ignore[arg-type, operator]
@@ -110,6 +121,10 @@ class Real:
 class Size:
     """The length of an axis that the layer makes, drawn from the palette of sizes."""
 
+    @property
+    def example(self) -> OptionValue:
+        return 1
+
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return _is_integer(value) and value >= 1  # type: ignore[operator]
 
@@ -120,6 +135,10 @@ class Size:
 @dataclass(frozen=True)
 class Axis:
     """One axis of the first input, counted from the front or, negative, from the back."""
+
+    @property
+    def example(self) -> OptionValue:
+        return 0
 
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return _is_integer(value) and -len(shape) <= value < len(shape)  # type: ignore[operator]
@@ -132,6 +151,10 @@ class Axis:
 class TrailingAxes:
     """How many of the first input's last axes."""
 
+    @property
+    def example(self) -> OptionValue:
+        return 1
+
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return _is_integer(value) and 1 <= value <= len(shape)  # type: ignore[operator]
 
@@ -142,6 +165,10 @@ class TrailingAxes:
 @dataclass(frozen=True)
 class NewShape:
     """A shape with as many elements as the first input."""
+
+    @property
+    def example(self) -> OptionValue:
+        return (-1,)
 
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return (
@@ -257,6 +284,11 @@ class Layer:
     codomain: Domain = REAL
     kinks: tuple[Kink, ...] = ()
     edges: tuple[float, ...] = field(default=())
+
+    @property
+    def defaults(self) -> dict[str, OptionValue]:
+        """Every option's default, or an example where it must be given."""
+        return {each.name: each.domain.example if each.default is None else each.default for each in self.options}
 
     def arguments_for(self, count: int) -> tuple[Argument, ...]:
         """The arguments of a call with `count` inputs. Raises ShapeError where that count is wrong."""
