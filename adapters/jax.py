@@ -49,6 +49,20 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return out if bias is None else out + bias
 
 
+def _hardtanh(x: Any, min_val: float, max_val: float) -> Any:
+    """`jax.nn.hard_tanh` has no bounds to choose; this is its formula with them."""
+    return jnp.where(x > max_val, max_val, jnp.where(x < min_val, min_val, x))
+
+
+def _softshrink(x: Any, lambd: float) -> Any:
+    return jnp.where(x > lambd, x - lambd, jnp.where(x < -lambd, x + lambd, 0.0))
+
+
+def _prelu(x: Any, weight: Any) -> Any:
+    slope = weight.reshape(-1, *[1] * (x.ndim - 2)) if x.ndim > 1 else weight
+    return jnp.where(x > 0, x, slope * x)
+
+
 ROWS: dict[str, Row] = {
     "identity": jax.nn.identity,
     "relu": jax.nn.relu,
@@ -56,10 +70,42 @@ ROWS: dict[str, Row] = {
     "elu": jax.nn.elu,
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
-    "softplus": jax.nn.softplus,
+    "softplus": lambda x, beta: jax.nn.softplus(beta * x) / beta,
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": Composed(lambda x: x * jax.nn.sigmoid(1.702 * x)),
+    "mish": jax.nn.mish,
+    "softsign": jax.nn.soft_sign,
+    "squareplus": jax.nn.squareplus,
+    "tanhshrink": Composed(lambda x: x - jnp.tanh(x)),
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "relu6": jax.nn.relu6,
+    "hardtanh": Composed(_hardtanh),
+    "hardsigmoid": jax.nn.hard_sigmoid,
+    "hardswish": jax.nn.hard_swish,
+    "softshrink": Composed(_softshrink),
+    "hardshrink": Composed(lambda x, lambd: jnp.where(jnp.abs(x) > lambd, x, 0.0)),
+    "threshold": Composed(lambda x, threshold, value: jnp.where(x > threshold, x, value)),
+    "selu": jax.nn.selu,
+    "celu": jax.nn.celu,
+    "prelu": Composed(_prelu),
+    "rrelu": lambda x, lower, upper: jax.nn.leaky_relu(x, (lower + upper) / 2.0),
+    "sparse_plus": jax.nn.sparse_plus,
+    "sparse_sigmoid": jax.nn.sparse_sigmoid,
+    "abs": jnp.abs,
+    "clip": lambda x, low, high: jnp.clip(x, low, high),
+    "exp": jnp.exp,
+    "log": jnp.log,
+    "sqrt": jnp.sqrt,
+    "rsqrt": jax.lax.rsqrt,
+    "square": jnp.square,
+    "reciprocal": jnp.reciprocal,
+    "power": jnp.power,
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "maximum": jnp.maximum,
+    "minimum": jnp.minimum,
     "linear": Composed(_linear),
     "add": jnp.add,
     "subtract": jnp.subtract,

@@ -25,6 +25,11 @@ def _cross_entropy(x: Any, target: Any, *, targets: str, reduction: str) -> Any:
     return F.cross_entropy(x, target, reduction=reduction)
 
 
+def _sparse_plus(x: Any) -> Any:
+    bend = torch.clamp(x, -1.0, 1.0)
+    return torch.where(x < 1.0, 0.25 * (bend + 1.0) ** 2, x)
+
+
 ROWS: dict[str, Row] = {
     "identity": torch.nn.Identity(),
     "relu": F.relu,
@@ -36,6 +41,38 @@ ROWS: dict[str, Row] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": Composed(lambda x: x * torch.sigmoid(1.702 * x)),
+    "mish": F.mish,
+    "softsign": F.softsign,
+    "squareplus": Composed(lambda x, b: 0.5 * (x + torch.sqrt(x * x + b))),
+    "tanhshrink": F.tanhshrink,
+    "log_sigmoid": F.logsigmoid,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "softshrink": F.softshrink,
+    "hardshrink": F.hardshrink,
+    "threshold": F.threshold,
+    "selu": F.selu,
+    "celu": F.celu,
+    "prelu": F.prelu,
+    "rrelu": F.rrelu,
+    "sparse_plus": Composed(_sparse_plus),
+    "sparse_sigmoid": Composed(lambda x: torch.clamp(0.5 * (x + 1.0), 0.0, 1.0)),
+    "abs": torch.abs,
+    "clip": lambda x, low, high: torch.clamp(x, low, high),
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "square": torch.square,
+    "reciprocal": torch.reciprocal,
+    "power": torch.pow,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
     "linear": F.linear,
     "add": torch.add,
     "subtract": torch.sub,

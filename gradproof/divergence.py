@@ -31,10 +31,10 @@ class DivergenceError(ValueError):
 class Divergence:
     """One entry of a known-divergence file.
 
-    layer, dtypes: where it shows. argument, between: it shows where this argument of the layer lies
-    between these two numbers (both included). kinds: what disagrees ("value", "gradient", "nonfinite").
-    max_relative_error, max_absolute_error: how far it is off at most, as a share of the expected
-    number plus a number. versions: prefixes of the adapter's version.
+    layer, dtypes: where it shows. argument, between: it shows where this argument of the layer, times the
+    option named `times` if any, lies between these two numbers (both included).
+    kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
+    it is off at most, as a share of the expected number plus a number. versions: prefixes of the adapter's.
     witness: argument -> number at which the divergence must show. reason, link: what it is, where it is told.
     """
 
@@ -49,6 +49,7 @@ class Divergence:
     link: str
     max_relative_error: float = 0.0
     max_absolute_error: float = 0.0
+    times: str = ""
 
     def applies(self, version: str, dtype: str) -> bool:
         return dtype in self.dtypes and version.startswith(self.versions)
@@ -60,6 +61,8 @@ class Divergence:
             return np.zeros_like(evidence.wrong)
         low, high = self.between
         argument = case.exact_values[dict(node.sources)[self.argument]]
+        if self.times:
+            argument = argument * float(dict(node.options)[self.times])  # type: ignore[arg-type]
         held = (argument >= low) & (argument <= high)
         located = held if held.shape == evidence.wrong.shape else held.any()
         with np.errstate(all="ignore"):

@@ -21,7 +21,9 @@ from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, Hypoth
 from gradproof.case import Case
 from gradproof.layer import (
     MAX_RANK,
+    POSITIVE,
     REAL,
+    UNIT,
     Argument,
     Axis,
     Choice,
@@ -138,9 +140,10 @@ class Drawn:
     ) -> np.ndarray:
         if domain.kind == "index":
             return np.asarray(generator.integers(0, domain.classes, shape), np.int64)
-        unit = domain.kind == "unit"
-        plain = generator.uniform(0.0, 1.0, shape) if unit else self.scale * generator.normal(size=shape)
-        edges = generator.choice(UNIT_EDGES if unit else real_edges, shape)
+        plain = generator.uniform(0.0, 1.0, shape) if domain == UNIT else self.scale * generator.normal(size=shape)
+        edges = generator.choice(UNIT_EDGES if domain == UNIT else real_edges, shape)
+        if domain == POSITIVE:
+            plain, edges = np.abs(plain), np.where(edges > 0.0, edges, 1.0)
         share = self.edge_share if generator.random() < 1 / 3 else 0.0
         return np.where(generator.random(shape) < share, edges, plain).astype(dtype)
 
@@ -237,9 +240,19 @@ class _Growing:
         options = self._options(layer, self.shapes[source])
         wanted = layer.arguments[0].domain(self.shapes[source], options)
         if not wanted.admits(self.domains[source]):
-            bridge = self.draw(st.sampled_from([each for each in LAYERS.values() if each.codomain == wanted]))
-            source = self._append(bridge, source, self._options(bridge, self.shapes[source]))
-        self._append(layer, source, options)
+            source = self._bridge(source, wanted)
+        if wanted.admits(self.domains[source]):
+            self._append(layer, source, options)
+
+    def _bridge(self, source: str, wanted: Domain) -> str:
+        """A node that takes any number, and whose outputs are in the wanted domain."""
+        bridges = [
+            each
+            for each in LAYERS.values()
+            if each.codomain == wanted and each.arguments[0].domain(SHAPES[0], each.defaults) == REAL
+        ]
+        bridge = self.draw(st.sampled_from(bridges))
+        return self._append(bridge, source, self._options(bridge, self.shapes[source]))
 
     def _layer(self, last: bool) -> Layer:
         """A loss can only stand last; a wanted layer stands last at the latest."""
@@ -259,7 +272,7 @@ class _Growing:
 
     def _source(self, layer: Layer) -> str:
         """The newest tensor, or an older one, or a new input; never one that leaves a wanted node behind."""
-        wanted = layer.arguments[0].domain(SHAPES[0], {})
+        wanted = layer.arguments[0].domain(SHAPES[0], layer.defaults)
         room_for_bridge = len(self.nodes) + 1 < self.max_nodes
         fitting = [
             name

@@ -20,6 +20,9 @@ from gradproof.reference import LAYERS, NumpyReference
 COTANGENT = np.array([1.75, -0.625])
 """Non-uniform, and exact in every dtype."""
 
+PARAMETER = 0.25
+"""What the parameters of a probed layer are filled with."""
+
 ROUNDING = 1e-5
 """How far a probed weight may be outside what the kink allows, or differ between elements, by rounding alone."""
 
@@ -56,12 +59,8 @@ def _applicable(adapter: Adapter, dtype: str) -> tuple[Divergence, ...]:
 def _kinks(adapter: Adapter, dtype: str) -> Iterator[tuple[Layer, Kink]]:
     for layer in LAYERS.values():
         for kink in layer.kinks:
-            if supported(adapter, layer, layer.complete(_required(layer)), dtype):
+            if supported(adapter, layer, layer.defaults, dtype):
                 yield layer, kink
-
-
-def _required(layer: Layer) -> dict[str, OptionValue]:
-    return {option.name: _examples(option.domain)[0] for option in layer.options if option.default is None}
 
 
 def _examples(domain: object) -> tuple[OptionValue, ...]:
@@ -74,7 +73,7 @@ def _probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.n
     """A one-node case on the kink, with options for which its one-sided derivatives differ."""
     for values in product(*(_examples(option.domain) for option in layer.options)):
         options = dict(zip((option.name for option in layer.options), values, strict=True))
-        case = one_node(layer, options, dict.fromkeys((a.name for a in layer.arguments), kink.point), dtype)
+        case = one_node(layer, options, dict.fromkeys((a.name for a in layer.arguments), kink.at(options)), dtype)
         left, right = (_first_gradient(NumpyReference({layer.name: {kink.name: w}}), case) for w in (0.0, 1.0))
         if (left != right).all():
             return case, left, right
@@ -84,11 +83,13 @@ def _probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.n
 def one_node(layer: Layer, options: Options, numbers: dict[str, float], dtype: str) -> Case:
     """A case of this layer alone on two elements, each argument filled with one number."""
     inputs = tuple(Input(name, (2,), layer.arguments[i].domain((2,), options)) for i, name in enumerate(numbers))
-    node = Node.of(layer.name, layer, *numbers, options=options)
+    slots = layer.parameters([each.shape for each in inputs], layer.complete(options))
+    node = Node.of(layer.name, layer, *numbers, options=options, parameters={slot: slot for slot in slots})
     network = Network(inputs, (node,))
     shape = network.shapes[node.name]
     cotangent = COTANGENT if shape == (2,) else COTANGENT[0]
     values = {name: np.full(2, number, dtype) for name, number in numbers.items()}
+    values |= {slot: np.full(shape, PARAMETER, dtype) for slot, shape in slots.items()}
     return Case(network, dtype, values, np.asarray(cotangent, dtype))
 
 

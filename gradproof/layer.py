@@ -24,10 +24,11 @@ MAX_RANK = 4
 class Domain:
     """The numbers that an input may hold, or that a layer's output is known to hold.
 
-    kind: "real", "unit" (the closed interval from 0 to 1), or "index" (integers from 0 to classes - 1).
+    kind: "real", "unit" (the closed interval from 0 to 1), "positive" (above 0), or "index" (integers from 0 to
+        classes - 1).
     """
 
-    kind: Literal["real", "unit", "index"]
+    kind: Literal["real", "unit", "positive", "index"]
     classes: int = 0
 
     @property
@@ -38,14 +39,18 @@ class Domain:
         """Whether every array of `other` is one of this domain too."""
         if self.kind == "index":
             return other.kind == "index" and other.classes <= self.classes
-        return other.floating and (self.kind == "real" or other.kind == "unit")
+        return other.floating and self.kind in ("real", other.kind)
 
     def contains(self, array: np.ndarray) -> bool:
         """Whether every number of the array is in the domain; NaN, which overflow leaves behind, may be anywhere."""
         if self.kind == "index":
             in_range = array.size == 0 or (array.min() >= 0 and array.max() < self.classes)
             return bool(np.issubdtype(array.dtype, np.integer) and in_range)
-        return bool(self.kind == "real" or not ((array < 0) | (array > 1)).any())
+        return not {
+            "real": np.zeros((), bool),
+            "unit": (array < 0) | (array > 1),
+            "positive": array < 0,  # underflow may leave 0
+        }[self.kind].any()
 
     def __str__(self) -> str:
         return f"integers from 0 to {self.classes - 1}" if self.kind == "index" else self.kind
@@ -53,6 +58,7 @@ class Domain:
 
 REAL = Domain("real")
 UNIT = Domain("unit")
+POSITIVE = Domain("positive")
 
 
 def index_domain(classes: int) -> Domain:
@@ -61,6 +67,9 @@ def index_domain(classes: int) -> Domain:
 
 class OptionDomain(Protocol):
     """The values that an option may take, given the shape of the layer's first input."""
+
+    @property
+    def example(self) -> OptionValue: ...
 
     def contains(self, value: OptionValue, shape: Shape) -> bool: ...
 
@@ -77,6 +86,10 @@ class Choice:
 
     values: tuple[OptionValue, ...]
 
+    @property
+    def example(self) -> OptionValue:
+        return self.values[0]
+
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return any(type(value) is type(each) and value == each for each in self.values)
 
@@ -92,6 +105,10 @@ class Real:
     high: float
     examples: tuple[float, ...]
 
+    @property
+    def example(self) -> OptionValue:
+        return self.examples[0]
+
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         number = isinstance(value, float) or _is_integer(value)
         return number and math.isfinite(value) and self.low <= value <= self.high  # type: ignore[arg-type, operator]
@@ -104,6 +121,10 @@ class Real:
 class Size:
     """The length of an axis that the layer makes, drawn from the palette of sizes."""
 
+    @property
+    def example(self) -> OptionValue:
+        return 1
+
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return _is_integer(value) and value >= 1  # type: ignore[operator]
 
@@ -114,6 +135,10 @@ class Size:
 @dataclass(frozen=True)
 class Axis:
     """One axis of the first input, counted from the front or, negative, from the back."""
+
+    @property
+    def example(self) -> OptionValue:
+        return 0
 
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return _is_integer(value) and -len(shape) <= value < len(shape)  # type: ignore[operator]
@@ -126,6 +151,10 @@ class Axis:
 class TrailingAxes:
     """How many of the first input's last axes."""
 
+    @property
+    def example(self) -> OptionValue:
+        return 1
+
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return _is_integer(value) and 1 <= value <= len(shape)  # type: ignore[operator]
 
@@ -136,6 +165,10 @@ class TrailingAxes:
 @dataclass(frozen=True)
 class NewShape:
     """A shape with as many elements as the first input."""
+
+    @property
+    def example(self) -> OptionValue:
+        return (-1,)
 
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return (
@@ -189,15 +222,20 @@ class Kink:
 
     name: the keyword of the layer's forward function that receives the choice, as the weight w of
         the right-hand derivative: left + w * (right - left).
-    point: every floating argument set to this number sits on the kink.
+    point: every floating argument set to this number, or to the option of this name times `sign`, sits on the kink.
     default: the weight that the reference uses when it stands alone.
     valid: the weights a framework may choose; (0, 1) is the whole subdifferential.
     """
 
     name: str
-    point: float
+    point: float | str
     default: float
     valid: tuple[float, float] = (0.0, 1.0)
+    sign: float = 1.0
+
+    def at(self, options: Options) -> float:
+        """The point, given the layer's options."""
+        return self.point if isinstance(self.point, float) else self.sign * float(options[self.point])  # type: ignore[arg-type]
 
 
 class ShapeError(ValueError):
@@ -246,6 +284,11 @@ class Layer:
     codomain: Domain = REAL
     kinks: tuple[Kink, ...] = ()
     edges: tuple[float, ...] = field(default=())
+
+    @property
+    def defaults(self) -> dict[str, OptionValue]:
+        """Every option's default, or an example where it must be given."""
+        return {each.name: each.domain.example if each.default is None else each.default for each in self.options}
 
     def arguments_for(self, count: int) -> tuple[Argument, ...]:
         """The arguments of a call with `count` inputs. Raises ShapeError where that count is wrong."""

@@ -58,6 +58,6 @@ def layers_table(adapters: Mapping[str, Adapter | str]) -> Table:
 
 
 def _cells(row: Mapping[str, Any], adapters: Sequence[str]) -> tuple[str, ...]:
-    kinks = ", ".join(f"{kink['name']} ({kink['point']:g})" for kink in row["kinks"])
+    kinks = ", ".join(f"{kink['name']} ({kink['point']})" for kink in row["kinks"])
     origins = (row["adapters"][adapter] for adapter in adapters)
     return (row["name"], row["kind"], row["family"], ", ".join(row["options"]), kinks, *origins)

@@ -6,10 +6,20 @@ Everything that depends on which layers exist derives from `LAYERS`.
 from __future__ import annotations
 
 from gradproof.layer import Layer
-from gradproof.reference import activations, linear, losses, merges, normalization, shapes, softmax
+from gradproof.reference import (
+    activations,
+    elementwise,
+    linear,
+    losses,
+    merges,
+    normalization,
+    piecewise,
+    shapes,
+    softmax,
+)
 from gradproof.reference.walk import NumpyReference
 
-FAMILIES = (activations, linear, merges, shapes, softmax, normalization, losses)
+FAMILIES = (activations, piecewise, elementwise, linear, merges, shapes, softmax, normalization, losses)
 
 LAYERS: dict[str, Layer] = {layer.name: layer for family in FAMILIES for layer in family.LAYERS}
 

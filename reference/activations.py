@@ -1,4 +1,4 @@
-"""Elementwise activations. Shapes: x, out, dout and dx all have the same shape, any rank.
+"""Smooth elementwise activations. Shapes: x, out, dout and dx all have the same shape, any rank.
 
 Each backward function computes dx = dout * f'(x) from what forward kept.
 """
@@ -6,12 +6,13 @@ Each backward function computes dx = dout * f'(x) from what forward kept.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 from scipy.special import ndtr
 
-from gradproof.layer import UNIT, Kink, Layer, Option, Real
-from gradproof.reference.common import Array, Gradients, log_one_plus_exp, logistic, one_sided, positive_part
+from gradproof.layer import UNIT, Layer, Option, Real
+from gradproof.reference.common import Array, Gradients, log_one_plus_exp, logistic, magnitude
 
 
 def identity_forward(x: Array) -> tuple[Array, None]:
@@ -22,41 +23,6 @@ def identity_forward(x: Array) -> tuple[Array, None]:
 def identity_backward(dout: Array, cache: None) -> Gradients:
     """f'(x) = 1."""
     return {"x": dout}
-
-
-def relu_forward(x: Array, *, at_zero: float = 0.0) -> tuple[Array, tuple[Array, float]]:
-    """f(x) = max(x, 0) (Nair and Hinton 2010)."""
-    return positive_part(x), (x, at_zero)
-
-
-def relu_backward(dout: Array, cache: tuple[Array, float]) -> Gradients:
-    """f'(x) = 0 below 0, 1 above. At 0: any number from 0 to 1, by default 0."""
-    x, at_zero = cache
-    return {"x": dout * one_sided(x, 0.0, 1.0, at_zero)}
-
-
-def leaky_relu_forward(
-    x: Array, *, negative_slope: float, at_zero: float = 0.0
-) -> tuple[Array, tuple[Array, float, float]]:
-    """f(x) = x above 0, negative_slope * x below (Maas et al. 2013)."""
-    return np.where(x.real < 0, negative_slope * x, x), (x, negative_slope, at_zero)
-
-
-def leaky_relu_backward(dout: Array, cache: tuple[Array, float, float]) -> Gradients:
-    """f'(x) = negative_slope below 0, 1 above. At 0: any number between, by default the slope."""
-    x, negative_slope, at_zero = cache
-    return {"x": dout * one_sided(x, negative_slope, 1.0, at_zero)}
-
-
-def elu_forward(x: Array, *, alpha: float, at_zero: float = 0.0) -> tuple[Array, tuple[Array, float, float]]:
-    """f(x) = x above 0, alpha * (exp(x) - 1) below (Clevert et al. 2016)."""
-    return np.where(x.real < 0, alpha * np.expm1(-positive_part(-x)), x), (x, alpha, at_zero)
-
-
-def elu_backward(dout: Array, cache: tuple[Array, float, float]) -> Gradients:
-    """f'(x) = alpha * exp(x) below 0, 1 above. At 0: any number from alpha to 1, by default alpha."""
-    x, alpha, at_zero = cache
-    return {"x": dout * one_sided(x, alpha * np.exp(-positive_part(-x)), 1.0, at_zero)}
 
 
 def tanh_forward(x: Array) -> tuple[Array, Array]:
@@ -81,14 +47,15 @@ def sigmoid_backward(dout: Array, out: Array) -> Gradients:
     return {"x": dout * out * (1.0 - out)}
 
 
-def softplus_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = log(1 + exp(x)) (Dugas et al. 2001)."""
-    return log_one_plus_exp(x), x
+def softplus_forward(x: Array, *, beta: float) -> tuple[Array, Array]:
+    """f(x) = log(1 + exp(beta x)) / beta (Dugas et al. 2001)."""
+    scaled = beta * x
+    return log_one_plus_exp(scaled) / beta, scaled
 
 
-def softplus_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = sigmoid(x)."""
-    return {"x": dout * logistic(x)}
+def softplus_backward(dout: Array, scaled: Array) -> Gradients:
+    """f'(x) = sigmoid(beta x)."""
+    return {"x": dout * logistic(scaled)}
 
 
 def silu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -118,6 +85,7 @@ def gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
 
 GELU_SCALE = math.sqrt(2.0 / math.pi)
 GELU_CUBIC = 0.044715
+QUICK_GELU_SCALE = 1.702
 
 
 def gelu_tanh_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -133,21 +101,92 @@ def gelu_tanh_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     return {"x": dout * (0.5 * (1.0 + bend) + 0.5 * x * (1.0 - bend * bend) * slope)}
 
 
-AT_ZERO = Kink("at_zero", point=0.0, default=0.0)
-SLOPE = Option("negative_slope", Real(-10.0, 10.0, (0.2, 0.01, 0.0, 1.0, -0.5)), 0.01)
-ALPHA = Option("alpha", Real(-10.0, 10.0, (1.0, 0.5, 2.0, -0.5)), 1.0)
+def quick_gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    """f(x) = x sigmoid(1.702 x) (Hendrycks and Gimpel 2016)."""
+    gate = logistic(QUICK_GELU_SCALE * x)
+    return x * gate, (x, gate)
+
+
+def quick_gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+    """f'(x) = s + 1.702 x s (1 - s), with s = sigmoid(1.702 x)."""
+    x, gate = cache
+    return {"x": dout * gate * (1.0 + QUICK_GELU_SCALE * x * (1.0 - gate))}
+
+
+def mish_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    """f(x) = x tanh(softplus(x)) (Misra 2019)."""
+    gate = np.tanh(log_one_plus_exp(x))
+    return x * gate, (x, gate)
+
+
+def mish_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+    """f'(x) = t + x (1 - t^2) sigmoid(x), with t = tanh(softplus(x))."""
+    x, gate = cache
+    return {"x": dout * (gate + x * (1.0 - gate * gate) * logistic(x))}
+
+
+def softsign_forward(x: Array) -> tuple[Array, Array]:
+    """f(x) = x / (1 + |x|) (Turian et al. 2009)."""
+    size = magnitude(x)
+    return x / (1.0 + size), size
+
+
+def softsign_backward(dout: Array, size: Array) -> Gradients:
+    """f'(x) = ((1 + |x|) - |x|) / (1 + |x|)^2, the quotient rule as it stands, as frameworks compute it."""
+    below = 1.0 + size
+    return {"x": dout * (below - size) / (below * below)}
+
+
+def squareplus_forward(x: Array, *, b: float) -> tuple[Array, tuple[Array, Array]]:
+    """f(x) = (x + sqrt(x^2 + b)) / 2 (Barron 2021)."""
+    root = np.sqrt(x * x + b)
+    return 0.5 * (x + root), (x, root)
+
+
+def squareplus_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+    """f'(x) = (1 + x / sqrt(x^2 + b)) / 2."""
+    x, root = cache
+    return {"x": dout * 0.5 * (1.0 + x / root)}
+
+
+def tanhshrink_forward(x: Array) -> tuple[Array, Array]:
+    """f(x) = x - tanh(x)."""
+    bend = np.tanh(x)
+    return x - bend, bend
+
+
+def tanhshrink_backward(dout: Array, bend: Array) -> Gradients:
+    """f'(x) = 1 - (1 - tanh(x)^2)."""
+    return {"x": dout * (1.0 - (1.0 - bend * bend))}
+
+
+def log_sigmoid_forward(x: Array) -> tuple[Array, Array]:
+    """f(x) = log(sigmoid(x)) = -softplus(-x)."""
+    return -log_one_plus_exp(-x), x
+
+
+def log_sigmoid_backward(dout: Array, x: Array) -> Gradients:
+    """f'(x) = sigmoid(-x)."""
+    return {"x": dout * logistic(-x)}
+
+
+BETA = Option("beta", Real(1e-3, 1e3, (1.0, 2.0, 0.5)), 1.0)
+SQUARE_B = Option("b", Real(1e-6, 1e6, (4.0, 1.0)), 4.0)
+
+activation = partial(Layer, kind="activation", family="activations")
 
 LAYERS = (
-    Layer("identity", "activation", "activations", identity_forward, identity_backward),
-    Layer("relu", "activation", "activations", relu_forward, relu_backward, kinks=(AT_ZERO,)),
-    Layer(
-        "leaky_relu", "activation", "activations", leaky_relu_forward, leaky_relu_backward, (SLOPE,), kinks=(AT_ZERO,)
-    ),
-    Layer("elu", "activation", "activations", elu_forward, elu_backward, (ALPHA,), kinks=(AT_ZERO,)),
-    Layer("tanh", "activation", "activations", tanh_forward, tanh_backward),
-    Layer("sigmoid", "activation", "activations", sigmoid_forward, sigmoid_backward, codomain=UNIT),
-    Layer("softplus", "activation", "activations", softplus_forward, softplus_backward, edges=(20.0, 21.0)),
-    Layer("silu", "activation", "activations", silu_forward, silu_backward),
-    Layer("gelu", "activation", "activations", gelu_forward, gelu_backward, edges=(-6.0, 6.0)),
-    Layer("gelu_tanh", "activation", "activations", gelu_tanh_forward, gelu_tanh_backward, edges=(-6.0, 6.0)),
+    activation("identity", forward=identity_forward, backward=identity_backward),
+    activation("tanh", forward=tanh_forward, backward=tanh_backward),
+    activation("sigmoid", forward=sigmoid_forward, backward=sigmoid_backward, codomain=UNIT),
+    activation("softplus", forward=softplus_forward, backward=softplus_backward, options=(BETA,), edges=(20.0, 21.0)),
+    activation("silu", forward=silu_forward, backward=silu_backward),
+    activation("gelu", forward=gelu_forward, backward=gelu_backward, edges=(-6.0, 6.0)),
+    activation("gelu_tanh", forward=gelu_tanh_forward, backward=gelu_tanh_backward, edges=(-6.0, 6.0)),
+    activation("quick_gelu", forward=quick_gelu_forward, backward=quick_gelu_backward),
+    activation("mish", forward=mish_forward, backward=mish_backward),
+    activation("softsign", forward=softsign_forward, backward=softsign_backward),
+    activation("squareplus", forward=squareplus_forward, backward=squareplus_backward, options=(SQUARE_B,)),
+    activation("tanhshrink", forward=tanhshrink_forward, backward=tanhshrink_backward),
+    activation("log_sigmoid", forward=log_sigmoid_forward, backward=log_sigmoid_backward),
 )

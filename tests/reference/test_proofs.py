@@ -104,6 +104,11 @@ class Case:
         return self.floating | self.parameters
 
     @cached_property
+    def kinks(self) -> list[float]:
+        """The numbers at which the layer has kinks."""
+        return [kink.at(dict(self.options)) for kink in self.layer.kinks]
+
+    @cached_property
     def out_shape(self) -> Shape:
         return self.layer.output_shape(self.shapes, dict(self.options))
 
@@ -130,7 +135,7 @@ class Case:
         sizes = dict(zip(self.domains, self.shapes, strict=True))
         for domain in dict.fromkeys(self.domains.values()):
             names = [name for name in self.domains if self.domains[name] == domain]
-            drawn = DRAW[domain.kind](rng, self.layer, domain, sum(math.prod(sizes[name]) for name in names))
+            drawn = DRAW[domain.kind](rng, self, domain, sum(math.prod(sizes[name]) for name in names))
             parts = np.split(drawn, np.cumsum([math.prod(sizes[name]) for name in names])[:-1])
             values |= {name: part.reshape(sizes[name]) for name, part in zip(names, parts, strict=True)}
         return values
@@ -143,18 +148,18 @@ def separated(rng: np.random.Generator, size: int, low: float, high: float, avoi
     return rng.choice(free, size, replace=False) + rng.uniform(-gap / 8, gap / 8, size)
 
 
-def draw_real(rng: np.random.Generator, layer: Layer, domain: Domain, size: int) -> Array:
+def draw_real(rng: np.random.Generator, case: Case, domain: Domain, size: int) -> Array:
     """Edge values, never alone because a layer may be all but zero there, among numbers that reach past every kink."""
-    kinks = [kink.point for kink in layer.kinks]
-    edges = [each for each in layer.edges if each not in kinks][: size - 1]
-    reach = 2.5 + max(map(abs, kinks), default=0.0)
-    return rng.permutation([*edges, *separated(rng, size - len(edges), -reach, reach, [*kinks, *edges])])
+    edges = [each for each in case.layer.edges if each not in case.kinks][: size - 1]
+    reach = 2.5 + max(map(abs, case.kinks), default=0.0)
+    return rng.permutation([*edges, *separated(rng, size - len(edges), -reach, reach, [*case.kinks, *edges])])
 
 
-DRAW: dict[str, Callable[[np.random.Generator, Layer, Domain, int], Array]] = {
+DRAW: dict[str, Callable[[np.random.Generator, Case, Domain, int], Array]] = {
     "real": draw_real,
-    "unit": lambda rng, layer, domain, size: separated(rng, size, 0.0, 1.0, [kink.point for kink in layer.kinks]),
-    "index": lambda rng, layer, domain, size: rng.integers(0, domain.classes, size),
+    "unit": lambda rng, case, domain, size: separated(rng, size, 0.0, 1.0, case.kinks),
+    "positive": lambda rng, case, domain, size: separated(rng, size, 0.1, 3.0, case.kinks),
+    "index": lambda rng, case, domain, size: rng.integers(0, domain.classes, size),
 }
 
 
@@ -353,19 +358,20 @@ def check_kink(case: Case, kink: Kink) -> None:
     """At the kink the gradient is left + w (right - left), by default with the declared w; elsewhere w is idle."""
     cotangent = case.cotangent()
     values = case.point()
-    at_kink = values | {name: np.full(shape, kink.point) for name, shape in case.floating.items()}
+    point = kink.at(dict(case.options))
+    at_kink = values | {name: np.full(shape, point) for name, shape in case.floating.items()}
     mixed = [case.backward(at_kink, cotangent, **{kink.name: weight}) for weight in KINK_WEIGHTS]
     for name in case.floating:
         left, right = (one_sided_slopes(case, at_kink, name, cotangent, side) for side in (-1.0, 1.0))
         # The right of the kink may be the left of a later argument: the target of an absolute error.
         sides = [(left, right)] if name == next(iter(case.floating)) else [(left, right), (right, left)]
         assert any(mixes(below, above, [each[name] for each in mixed]) for below, above in sides), (
-            f"d{name} at {kink.point}: not left + w (right - left), with left {left}, right {right}"
+            f"d{name} at {point}: not left + w (right - left), with left {left}, right {right}"
         )
     default = case.backward(at_kink, cotangent)
     assert identical(default, case.backward(at_kink, cotangent, **{kink.name: kink.default})), "another default"
     low, high = (case.backward(values, cotangent, **{kink.name: weight}) for weight in (0.0, 1.0))
-    assert identical(low, high), f"{kink.name} changes the gradient away from {kink.point}"
+    assert identical(low, high), f"{kink.name} changes the gradient away from {point}"
 
 
 def mixes(left: Array, right: Array, gradients: Sequence[Array]) -> bool:
@@ -408,7 +414,7 @@ def test_points_keep_away_from_kinks(case: Case) -> None:
         assert case.domains[name].contains(values[name] - moved)
     if case.layer.kinks:
         numbers = [values[name].ravel() for name in case.floating]
-        taken = np.sort(np.concatenate([*numbers, [kink.point for kink in case.layer.kinks]]))
+        taken = np.sort(np.concatenate([*numbers, case.kinks]))
         assert min(above - below for below, above in pairwise(taken)) > max(abs(each).max() for each in reach.values())
 
 
@@ -479,14 +485,20 @@ def without_largest(gradient: Array) -> Array:
 
 
 def telling(layer: Layer) -> Case:
-    """The layer's first case with several numbers, and a gradient that is nowhere all zero."""
+    """The layer's first case with several numbers, and slopes that are nowhere zero, nor next to it by cancelling."""
     return next(
         case
         for case in CASES
-        if case.layer is layer
-        and math.prod(case.shapes[0]) > 1
-        and all(np.any(each) for each in case.backward(case.point(), case.cotangent()).values())
+        if case.layer is layer and math.prod(case.shapes[0]) > 1 and all(share > 0.02 for share in slope_shares(case))
     )
+
+
+def slope_shares(case: Case) -> Iterator[float]:
+    """For each gradient, its slope along the direction taken, as a share of the scale on which errors are judged."""
+    out, _ = case.forward(case.point())
+    for name, gradient in case.backward(case.point(), case.cotangent()).items():
+        terms = gradient * case.direction(name)
+        yield abs(terms.sum()) / (abs(terms).sum() + abs(case.cotangent() * out).sum())
 
 
 WRONG_GRADIENTS: dict[str, Callable[[Gradients], Gradients]] = {
