@@ -1,7 +1,7 @@
 """What adapters built on a table have in common.
 
 An adapter's table has one row per layer: a forward function in the framework's own terms, called as
-row(*inputs, **parameters, **options) with the layer's arguments in order and its options by name.
+row(*arrays, **optional, **parameters, **options): the layer's arguments in order, then all else by its name.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ class TableAdapter:
 
     def call(self, node: Node, known: Mapping[str, Any]) -> Any:
         """The node's output, given the arrays computed so far."""
-        inputs = [known[source] for source in node.inputs]
-        parameters = {slot: known[name] for slot, name in node.parameters}
-        return self.rows[node.layer.name](*inputs, **parameters, **node.keywords)
+        arrays, by_name = node.bind(known)
+        return self.rows[node.layer.name](*arrays, **by_name, **node.keywords)
 
 
 def is_floating(value: np.ndarray) -> bool:

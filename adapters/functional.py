@@ -37,12 +37,13 @@ class FunctionalAdapter(TableAdapter):
         """Apply the pullback; the gradients come as NumPy arrays."""
 
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
-        floating = {name: value.astype(dtype) for name, value in values.items() if is_floating(value)}
-        indices = {name: value for name, value in values.items() if not is_floating(value)}
+        cast = {name: value.astype(dtype) if is_floating(value) else value for name, value in values.items()}
+        floating = {name: value for name, value in cast.items() if name in network.differentiable}
+        constant = {name: value for name, value in cast.items() if name not in floating}
         taps = {node.name: np.zeros(network.shapes[node.name], dtype) for node in network.nodes}
 
         def run(floating: Arrays, taps: Arrays) -> tuple[Any, Arrays]:
-            known = {**floating, **indices}
+            known = {**floating, **constant}
             for node in network.nodes:
                 known[node.name] = self.run_node(node, known, taps[node.name])
             return known[network.output], {node.name: known[node.name] for node in network.nodes}

@@ -149,11 +149,10 @@ class JaxAdapter(FunctionalAdapter):
         return f"{jax.__version__} with optax {optax.__version__}"
 
     def run_node(self, node: Node, known: Arrays, tap: Any) -> Any:
-        inputs = [known[source] for source in node.inputs]
-        parameters = {slot: known[name] for slot, name in node.parameters}
+        arrays, by_name = node.bind(known)
         if self._jit == "network":
-            return self.rows[node.layer.name](*inputs, **parameters, **node.keywords) + tap
-        return _compiled(self.rows[node.layer.name], tuple(node.keywords.items()))(tap, inputs, parameters)
+            return self.rows[node.layer.name](*arrays, **by_name, **node.keywords) + tap
+        return _compiled(self.rows[node.layer.name], tuple(node.keywords.items()))(tap, arrays, by_name)
 
     def vjp(self, function: Callable[..., Any], *arguments: Any) -> tuple[Arrays, Any]:
         run = jax.jit(function) if self._jit == "network" else function
@@ -171,7 +170,7 @@ def _compiled(row: Row, keywords: tuple[tuple[str, Any], ...]) -> Callable[..., 
     """One compiled function per row and options, shared by every network."""
     options: Options = dict(keywords)
 
-    def run(tap: Any, inputs: list[Any], parameters: Mapping[str, Any]) -> Any:
-        return row(*inputs, **parameters, **options) + tap
+    def run(tap: Any, arrays: list[Any], by_name: Mapping[str, Any]) -> Any:
+        return row(*arrays, **by_name, **options) + tap
 
     return jax.jit(run)

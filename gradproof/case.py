@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import Domain, Layer
+from gradproof.layer import Domain, Layer, is_integer
 from gradproof.network import Input, Network, NetworkError, Node
 
 SCHEMA = 1
 DTYPES = ("float64", "float32")
+DOMAIN_KINDS = ("real", "unit", "positive", "sign", "index")
 
 
 class SpecError(ValueError):
@@ -82,8 +83,7 @@ def upcast(value: np.ndarray) -> np.ndarray:
 def network_to_json(network: Network) -> dict[str, Any]:
     """The network as JSON data: inputs and nodes in forward order."""
     inputs = [
-        {"name": each.name, "shape": list(each.shape), "domain": each.domain.kind}
-        | ({"classes": each.domain.classes} if each.domain.classes else {})
+        {"name": each.name, "shape": list(each.shape), "domain": each.domain.kind} | _domain_to_json(each.domain)
         for each in network.inputs
     ]
     nodes = [
@@ -99,6 +99,13 @@ def network_to_json(network: Network) -> dict[str, Any]:
     return {"inputs": inputs, "nodes": nodes}
 
 
+def _domain_to_json(domain: Domain) -> dict[str, Any]:
+    """What the kind alone does not say."""
+    extra = {"extra": list(domain.extra)} if domain.extra else {}
+    told = {"classes": domain.classes, "low": domain.low, "constant": domain.constant}
+    return {name: value for name, value in told.items() if value} | extra
+
+
 def network_from_json(data: Mapping[str, Any], layers: Mapping[str, Layer]) -> Network:
     """The network that `network_to_json` described. Raises SpecError, or NetworkError naming the node."""
     inputs = tuple(_input(each) for each in _list(data, "inputs", "network"))
@@ -108,13 +115,21 @@ def network_from_json(data: Mapping[str, Any], layers: Mapping[str, Layer]) -> N
 def _input(data: Any) -> Input:
     name = _field(data, "name", str, "an input")
     shape = tuple(_field(data, "shape", list, f"input {name!r}"))
-    if not all(_is_integer(size) and size >= 0 for size in shape):
+    if not all(is_integer(size) and size >= 0 for size in shape):
         raise SpecError(f"input {name!r}: shape {list(shape)}: expected a list of sizes, 0 or more")
+    return Input(name, shape, _domain(data, f"input {name!r}"))
+
+
+def _domain(data: Any, where: str) -> Domain:
     kind = data.get("domain", "real")
-    if kind not in ("real", "unit", "index"):
-        raise SpecError(f"input {name!r}: unknown domain {kind!r}; valid domains: real, unit, index")
-    classes = _field(data, "classes", int, f"input {name!r}") if kind == "index" else 0
-    return Input(name, shape, Domain(kind, classes))
+    if kind not in DOMAIN_KINDS:
+        raise SpecError(f"{where}: unknown domain {kind!r}; valid domains: {', '.join(DOMAIN_KINDS)}")
+    if kind != "index":
+        return Domain(kind, constant=_optional(data, "constant", False, where))
+    extra = _optional(data, "extra", [], where)
+    if not all(is_integer(each) for each in extra):
+        raise SpecError(f"{where}: 'extra' must hold integers, got {extra!r}")
+    return Domain(kind, _field(data, "classes", int, where), _optional(data, "low", 0, where), tuple(extra))
 
 
 def _node(data: Any, layers: Mapping[str, Layer]) -> Node:
@@ -141,13 +156,13 @@ def _options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _list(data: Any, key: str, where: str) -> list[Any]:
     items: list[Any] = _field(data, key, list, where)
     return items
+
+
+def _optional(data: Any, key: str, default: Any, where: str) -> Any:
+    return _field(data, key, type(default), where) if key in data else default
 
 
 def _field(data: Any, key: str, kind: type, where: str) -> Any:

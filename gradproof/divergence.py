@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from gradproof.adapter import Adapter
 from gradproof.agreement import Evidence, TensorCheck
 from gradproof.case import DTYPES, Case
+from gradproof.layer import OptionValue
 from gradproof.reference import LAYERS
 
 KINDS = ("value", "gradient", "nonfinite")
@@ -32,10 +33,11 @@ class Divergence:
     """One entry of a known-divergence file.
 
     layer, dtypes: where it shows. argument, between: it shows where this argument of the layer, times the
-    option named `times` if any, lies between these two numbers (both included).
+    option named `times` if any, lies between these two numbers (both included). options: it shows with these.
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
     it is off at most, as a share of the expected number plus a number. versions: prefixes of the adapter's.
-    witness: argument -> number at which the divergence must show. reason, link: what it is, where it is told.
+    witness: argument -> number, or nested list, at which the divergence must show.
+    reason, link: what it is, where it is told.
     """
 
     layer: str
@@ -44,12 +46,13 @@ class Divergence:
     between: tuple[float, float]
     kinds: tuple[str, ...]
     versions: tuple[str, ...]
-    witness: Mapping[str, float]
+    witness: Mapping[str, Any]
     reason: str
     link: str
     max_relative_error: float = 0.0
     max_absolute_error: float = 0.0
     times: str = ""
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
 
     def applies(self, version: str, dtype: str) -> bool:
         return dtype in self.dtypes and version.startswith(self.versions)
@@ -57,7 +60,7 @@ class Divergence:
     def explained(self, case: Case, check: TensorCheck, evidence: Evidence) -> np.ndarray:
         """Mask of the elements of a wrong tensor of this one-node case that the entry accounts for."""
         (node,) = case.network.nodes
-        if node.layer.name != self.layer:
+        if node.layer.name != self.layer or not self.options.items() <= dict(node.options).items():
             return np.zeros_like(evidence.wrong)
         low, high = self.between
         argument = case.exact_values[dict(node.sources)[self.argument]]
@@ -109,7 +112,7 @@ def read_divergences(path: Path) -> tuple[Divergence, ...]:
 
 
 def _entry(entry: dict[str, Any], where: str) -> Divergence:
-    known = {each.name: each.default is MISSING for each in fields(Divergence)}
+    known = {each.name: each.default is each.default_factory is MISSING for each in fields(Divergence)}
     unknown = sorted(entry.keys() - known.keys())
     missing = sorted(name for name, required in known.items() if required and name not in entry)
     if unknown or missing:
@@ -119,11 +122,17 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "layer", [entry["layer"]], LAYERS)
     arguments = [argument.name for argument in LAYERS[entry["layer"]].arguments]
     _require_known(where, "argument", [entry["argument"]], arguments)
+    _require_known(
+        where, "option", entry.get("options", {}), [option.name for option in LAYERS[entry["layer"]].options]
+    )
     _require_known(where, "witness argument", entry["witness"], arguments)
     _require_known(where, "kind", entry["kinds"], KINDS)
     _require_known(where, "dtype", entry["dtypes"], DTYPES)
-    tupled: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-    return Divergence(**tupled)
+    return Divergence(**_tupled(entry) | {"options": _tupled(entry.get("options", {}))})
+
+
+def _tupled(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
 
 
 def _require_known(where: str, what: str, names: Iterable[str], valid: Iterable[str]) -> None:

@@ -21,30 +21,19 @@ from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, Hypoth
 from gradproof.case import Case
 from gradproof.layer import (
     MAX_RANK,
-    POSITIVE,
     REAL,
-    UNIT,
     Argument,
-    Axis,
-    Choice,
     Domain,
     Layer,
-    NewShape,
     Option,
     OptionValue,
-    Real,
     Shape,
     ShapeError,
-    Size,
-    TrailingAxes,
 )
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS
 
 MAX_NODES = 8
-
-SIZES = (3, 1, 5)
-"""Lengths of axes, simplest first. Few, because JAX compiles once per shape."""
 
 SHAPES: tuple[Shape, ...] = (
     *((2, 3), (3, 5), (1, 3), (2, 1)),
@@ -55,6 +44,9 @@ SHAPES: tuple[Shape, ...] = (
 """Shapes of inputs, ranks 1 to 4, simplest first."""
 
 MAX_ELEMENTS = 256
+
+ATTEMPTS = 4
+"""How often options are drawn anew where they do not fit the input's shape."""
 
 EDGES = (
     *(0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0, 6.0, 20.0, -20.0, 50.0, -50.0, 88.0, -100.0),
@@ -77,26 +69,10 @@ class SeededProvider(HypothesisProvider):
 
 AVAILABLE_PROVIDERS[BACKEND] = f"{SeededProvider.__module__}.{SeededProvider.__qualname__}"
 
-OPTION_STRATEGIES: Mapping[type, Callable[[Any, Shape], Strategy]] = {
-    Choice: lambda domain, shape: st.sampled_from(domain.values),
-    Real: lambda domain, shape: st.sampled_from(domain.examples),
-    Size: lambda domain, shape: st.sampled_from(SIZES),
-    Axis: lambda domain, shape: st.sampled_from([-1, *range(len(shape)), *range(-len(shape), -1)]),
-    TrailingAxes: lambda domain, shape: st.integers(1, len(shape)),
-    NewShape: lambda domain, shape: st.sampled_from(_new_shapes(math.prod(shape))),
-}
-
-
-def _new_shapes(elements: int) -> tuple[Shape, ...]:
-    """Shapes of that many elements: flat, then in two and three factors."""
-    pairs = [(size, elements // size) for size in (1, 2, 3, 5, 8) if elements % size == 0]
-    triples = [(first, 1, rest) for first, rest in pairs]
-    return ((elements,), *pairs, *triples)
-
 
 def option_values(option: Option, shape: Shape) -> Strategy:
     """A value of the option's domain, for a first input of this shape."""
-    return OPTION_STRATEGIES[type(option.domain)](option.domain, shape)
+    return st.sampled_from(option.domain.choices(shape))
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,7 +102,7 @@ class Drawn:
         draw = partial(self._array, generator, np.dtype(dtype), real_edges)
         domains = {each.name: each.domain for each in self.network.inputs}
         names = [*domains, *self.network.parameters]
-        values = {name: draw(self.network.shapes[name], domains.get(name, REAL)) for name in names}
+        values = {name: np.asarray(draw(self.network.shapes[name], domains.get(name, REAL))) for name in names}
         cotangent = generator.normal(size=self.network.shapes[self.network.output]).astype(dtype)
         return Case(self.network, dtype, values, np.asarray(cotangent), self.seed)
 
@@ -139,13 +115,38 @@ class Drawn:
         domain: Domain,
     ) -> np.ndarray:
         if domain.kind == "index":
-            return np.asarray(generator.integers(0, domain.classes, shape), np.int64)
-        plain = generator.uniform(0.0, 1.0, shape) if domain == UNIT else self.scale * generator.normal(size=shape)
-        edges = generator.choice(UNIT_EDGES if domain == UNIT else real_edges, shape)
-        if domain == POSITIVE:
+            integers = np.asarray(domain.integers, np.int64)
+            return _repeated(generator, generator.choice(integers, shape))
+        if domain.kind == "sign":
+            return generator.choice([-1.0, 1.0], shape).astype(dtype)
+        unit = domain.kind == "unit"
+        plain = generator.uniform(0.0, 1.0, shape) if unit else self.scale * generator.normal(size=shape)
+        edges = generator.choice(UNIT_EDGES if unit else real_edges, shape)
+        if domain.kind == "positive":
             plain, edges = np.abs(plain), np.where(edges > 0.0, edges, 1.0)
         share = self.edge_share if generator.random() < 1 / 3 else 0.0
-        return np.where(generator.random(shape) < share, edges, plain).astype(dtype)
+        overlaid = np.where(generator.random(shape) < share, edges, plain)
+        if self.edge_share and generator.random() < 1 / 6:
+            overlaid = _tied(generator, overlaid, domain)
+        return overlaid.astype(dtype)
+
+
+def _repeated(generator: np.random.Generator, integers: np.ndarray) -> np.ndarray:
+    """In a quarter of the arrays some rows hold one integer alone: repeated indices, and masks that hide everything."""
+    if integers.ndim == 0 or generator.random() < 3 / 4:
+        return integers
+    alone = generator.random((*integers.shape[:-1], 1)) < 2 / 3
+    return np.where(alone, integers[..., :1], integers)
+
+
+def _tied(generator: np.random.Generator, array: np.ndarray, domain: Domain) -> np.ndarray:
+    """Equal numbers: on a grid of halves, or some rows constant, or some all zero where the domain allows it."""
+    if array.ndim == 0 or generator.random() < 1 / 2:
+        coarse = np.round(2.0 * array) / 2.0
+        return np.where(coarse > 0.0, coarse, 0.5) if domain.kind == "positive" else coarse
+    alone = generator.random((*array.shape[:-1], 1)) < 2 / 3
+    zero = domain.kind != "positive" and generator.random() < 1 / 2
+    return np.where(alone, 0.0 if zero else array[..., :1], array)
 
 
 def draw_each(
@@ -201,6 +202,43 @@ def _grown(draw: st.DrawFn, growing: _Growing) -> bool:
     return growing.grow(draw)
 
 
+def _arguments(layer: Layer, options: Mapping[str, OptionValue]) -> tuple[Argument, ...]:
+    """The arguments that these options ask for; a variadic layer's only one."""
+    return tuple(each for each in layer.arguments if each.when is None or each.when(options))
+
+
+def _takes(layer: Layer, shape: Shape, held: Domain) -> bool:
+    """Whether the layer, with default options, takes a first input of this shape that holds these numbers."""
+    low, high = layer.ranks
+    if not low <= len(shape) <= high:
+        return False
+    return layer.arguments[0].domain(shape, layer.defaults).admits(held)
+
+
+def _bridged(layer: Layer, shape: Shape, held: Domain) -> bool:
+    """Whether a layer that takes any number can stand between."""
+    return held.differentiable and any(
+        each.codomain != REAL and _takes(each, shape, REAL) and _takes(layer, shape, each.codomain)
+        for each in LAYERS.values()
+    )
+
+
+def _fits(layer: Layer, shape: Shape, options: Mapping[str, OptionValue]) -> bool:
+    """Whether the layer with these options takes a first input of this shape, beside the simplest partners."""
+    try:
+        partners = [each.shapes(shape, options)[0] for each in _arguments(layer, options)[1:]]
+        output = layer.output_shape([shape, *partners], options)
+    except (ShapeError, IndexError):
+        return False
+    return math.prod(output) <= MAX_ELEMENTS and len(output) <= MAX_RANK
+
+
+def _input_shapes(layer: Layer) -> tuple[Shape, ...]:
+    """Shapes of a first input worth drawing for the layer."""
+    low, high = layer.ranks
+    return layer.shapes or tuple(shape for shape in SHAPES if low <= len(shape) <= high)
+
+
 def _families(layers: Sequence[Layer]) -> list[list[Layer]]:
     """The layers by family, each family as often as the square root of its size asks for."""
     names = dict.fromkeys(layer.family for layer in layers)
@@ -237,22 +275,27 @@ class _Growing:
     def _add_node(self, last: bool) -> None:
         layer = self._layer(last)
         source = self._source(layer)
-        options = self._options(layer, self.shapes[source])
-        wanted = layer.arguments[0].domain(self.shapes[source], options)
-        if not wanted.admits(self.domains[source]):
+        shape = self.draw(st.sampled_from(_input_shapes(layer)))
+        if source is not None:
+            shape = self.shapes[source]
+        options = self._options(layer, shape)
+        if options is None:
+            return
+        wanted = layer.arguments[0].domain(shape, options)
+        if source is None or not wanted.differentiable:
+            source = self._new_input(shape, wanted)
+        elif not wanted.admits(self.domains[source]):
             source = self._bridge(source, wanted)
         if wanted.admits(self.domains[source]):
             self._append(layer, source, options)
 
     def _bridge(self, source: str, wanted: Domain) -> str:
         """A node that takes any number, and whose outputs are in the wanted domain."""
-        bridges = [
-            each
-            for each in LAYERS.values()
-            if each.codomain == wanted and each.arguments[0].domain(SHAPES[0], each.defaults) == REAL
-        ]
+        shape = self.shapes[source]
+        bridges = [each for each in LAYERS.values() if each.codomain == wanted and _takes(each, shape, REAL)]
         bridge = self.draw(st.sampled_from(bridges))
-        return self._append(bridge, source, self._options(bridge, self.shapes[source]))
+        options = self._options(bridge, shape)
+        return source if options is None else self._append(bridge, source, options)
 
     def _layer(self, last: bool) -> Layer:
         """A loss can only stand last; a wanted layer stands last at the latest."""
@@ -260,7 +303,10 @@ class _Growing:
         wanted = missing and (last or self.draw(st.booleans()))
         # Drawn even where it decides nothing, so that a node keeps its draws when shrinking makes it the last.
         loss = self.draw(st.integers(0, 3)) > 0
+        goes_on = self.draw(st.integers(0, 3)) > 0
         candidates = self.wanted if wanted else list(LAYERS.values())
+        if self.anchored or (goes_on and not wanted and self.nodes):
+            candidates = [each for each in candidates if self._fitting(each)]
         losses = [layer for layer in candidates if layer.kind == "loss"]
         others = [layer for layer in candidates if layer.kind != "loss"]
         if wanted and not last and not others:
@@ -270,38 +316,47 @@ class _Growing:
         family = self.draw(st.sampled_from(_families(losses if loss_now else others)))
         return self.draw(st.sampled_from(family))
 
-    def _source(self, layer: Layer) -> str:
-        """The newest tensor, or an older one, or a new input; never one that leaves a wanted node behind."""
-        wanted = layer.arguments[0].domain(SHAPES[0], layer.defaults)
-        room_for_bridge = len(self.nodes) + 1 < self.max_nodes
-        fitting = [
+    def _fitting(self, layer: Layer) -> list[str]:
+        """The tensors that the layer can take, at worst over a bridge; none that leaves a wanted node behind."""
+        room = len(self.nodes) + 1 < self.max_nodes
+        return [
             name
             for name, held in self.domains.items()
-            if len(self.shapes[name]) >= max(layer.min_rank, 1)
-            and (wanted.admits(held) or (room_for_bridge and held.floating))
-            and (not self.anchored or name in self.anchored)
+            if (not self.anchored or name in self.anchored)
+            and (_takes(layer, self.shapes[name], held) or (room and _bridged(layer, self.shapes[name], held)))
         ]
+
+    def _source(self, layer: Layer) -> str | None:
+        """The newest tensor, or an older one, or None for a new input."""
+        fitting = self._fitting(layer)
         # All drawn even where they decide nothing, so that a node keeps its draws when shrinking drops the one before.
         fresh = self.draw(st.integers(0, 29)) == 29
         older = self.draw(st.integers(0, 3)) == 3
-        shape = self.draw(st.sampled_from(SHAPES))
         if not fitting or (fresh and not self.anchored):
-            return self._new_input(shape, wanted)
+            return None
         return self.draw(st.sampled_from(fitting[::-1])) if older else fitting[-1]
 
-    def _options(self, layer: Layer, shape: Shape) -> dict[str, OptionValue]:
-        return {option.name: self.draw(option_values(option, shape)) for option in layer.options}
+    def _options(self, layer: Layer, shape: Shape) -> dict[str, OptionValue] | None:
+        """Options that fit the shape; the simplest ones where several draws do not, None where even they do not."""
+        for _ in range(ATTEMPTS if layer.options else 1):
+            options = {option.name: self.draw(option_values(option, shape)) for option in layer.options}
+            if _fits(layer, shape, options):
+                return options
+        simplest = {option.name: option.domain.choices(shape)[0] for option in layer.options}
+        return simplest if _fits(layer, shape, simplest) else None
 
     def _append(self, layer: Layer, source: str, options: dict[str, OptionValue]) -> str:
         sources = [source]
         shape = self.shapes[source]
-        extra = 1 if not layer.variadic else self.draw(st.integers(0, 2))
-        for argument in layer.arguments * extra if layer.variadic else layer.arguments[1:]:
+        count = 1 + self.draw(st.integers(0, 2)) if layer.variadic else len(_arguments(layer, options))
+        for argument in layer.arguments_for(count, options)[1:]:
             sources.append(self._partner(argument, shape, options, sources))
         shapes = [self.shapes[each] for each in sources]
         try:
             output = layer.output_shape(shapes, options)
         except ShapeError:  # two partners that each fit the first need not fit each other
+            if not layer.variadic:
+                return source
             sources, shapes = [source] * len(sources), [shape] * len(sources)
             output = layer.output_shape(shapes, options)
         if math.prod(output) > MAX_ELEMENTS or len(output) > MAX_RANK:

@@ -189,7 +189,8 @@ class _Lending(NumpyReference):
         dtype = self._case.dtype
 
         def forward(*inputs: np.ndarray, **keywords: Any) -> tuple[np.ndarray, Any]:
-            arrays = (*inputs, *(keywords[slot] for slot, _ in node.parameters))
+            in_order = iter(inputs)
+            arrays = [keywords[argument] if argument in keywords else next(in_order) for argument, _ in sources]
             values = {name: rounded(array, dtype) for (_, name), array in zip(sources, arrays, strict=True)}
             result = self._adapter.forward(network, values, dtype)
             return np.asarray(result.outputs[node.name], np.float64), result

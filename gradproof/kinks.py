@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from gradproof.adapter import Adapter, supported
 from gradproof.case import Case
 from gradproof.divergence import Divergence, divergences_of
 from gradproof.examination import Examination, Oracles, Subject, TimeLimitError, examine, time_limit
-from gradproof.layer import Choice, Kink, Layer, Options, OptionValue, Real
-from gradproof.network import Input, Network, Node
+from gradproof.layer import Kink, Layer, Options, Shape, ShapeError
+from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS, NumpyReference
 
 COTANGENT = np.array([1.75, -0.625])
@@ -63,33 +64,50 @@ def _kinks(adapter: Adapter, dtype: str) -> Iterator[tuple[Layer, Kink]]:
                 yield layer, kink
 
 
-def _examples(domain: object) -> tuple[OptionValue, ...]:
-    if isinstance(domain, Choice):
-        return domain.values
-    return domain.examples if isinstance(domain, Real) else (1,)
-
-
 def _probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.ndarray]:
     """A one-node case on the kink, with options for which its one-sided derivatives differ."""
-    for values in product(*(_examples(option.domain) for option in layer.options)):
+    for values in product(*(option.domain.choices(kink.shape) for option in layer.options)):
         options = dict(zip((option.name for option in layer.options), values, strict=True))
-        case = one_node(layer, options, dict.fromkeys((a.name for a in layer.arguments), kink.at(options)), dtype)
+        try:
+            case = one_node(layer, options, kink.at(options), dtype, kink.shape)
+        except NetworkError:  # these options do not fit the shape
+            continue
         left, right = (_first_gradient(NumpyReference({layer.name: {kink.name: w}}), case) for w in (0.0, 1.0))
         if (left != right).all():
             return case, left, right
     raise ValueError(f"layer {layer.name!r}: no options make the kink {kink.name!r} show")
 
 
-def one_node(layer: Layer, options: Options, numbers: dict[str, float], dtype: str) -> Case:
-    """A case of this layer alone on two elements, each argument filled with one number."""
-    inputs = tuple(Input(name, (2,), layer.arguments[i].domain((2,), options)) for i, name in enumerate(numbers))
-    slots = layer.parameters([each.shape for each in inputs], layer.complete(options))
-    node = Node.of(layer.name, layer, *numbers, options=options, parameters={slot: slot for slot in slots})
-    network = Network(inputs, (node,))
-    shape = network.shapes[node.name]
-    cotangent = COTANGENT if shape == (2,) else COTANGENT[0]
-    values = {name: np.full(2, number, dtype) for name, number in numbers.items()}
-    values |= {slot: np.full(shape, PARAMETER, dtype) for slot, shape in slots.items()}
+Numbers = float | Mapping[str, Any]
+
+
+def one_node(layer: Layer, options: Options, numbers: Numbers, dtype: str, shape: Shape = (2,)) -> Case:
+    """A case of this layer alone, its first input of this shape, each argument filled with one number.
+
+    numbers: one for all floating arguments, or one, or a nested list, per argument. Where none is given, a floating
+    argument is filled with PARAMETER, an integer one with the first of its integers.
+    """
+    options = layer.complete(options)
+    arguments = [each for each in layer.arguments if each.when is None or each.when(options)]
+    given = numbers if isinstance(numbers, Mapping) else dict.fromkeys((a.name for a in arguments), numbers)
+    if isinstance(given.get(arguments[0].name), list):
+        shape = np.shape(given[arguments[0].name])
+    values: dict[str, np.ndarray] = {}
+    inputs: list[Input] = []
+    for argument in arguments:
+        domain, fitting = argument.domain(shape, options), argument.shapes(shape, options)
+        own = shape if not inputs or shape in fitting or not fitting else fitting[0]
+        number = given.get(argument.name, PARAMETER) if domain.floating else domain.integers[0]
+        values[argument.name] = np.broadcast_to(np.asarray(number, dtype if domain.floating else "int64"), own).copy()
+        inputs.append(Input(argument.name, own, domain))
+    try:
+        slots = layer.parameters([each.shape for each in inputs], options)
+    except ShapeError as error:
+        raise NetworkError(str(error)) from None
+    node = Node.of(layer.name, layer, *values, options=options, parameters={slot: slot for slot in slots})
+    network = Network(tuple(inputs), (node,))
+    values |= {slot: np.full(size, PARAMETER, dtype) for slot, size in slots.items()}
+    cotangent = np.resize(COTANGENT, network.shapes[node.name])
     return Case(network, dtype, values, np.asarray(cotangent, dtype))
 
 
@@ -120,7 +138,7 @@ def stale_divergences(subject: Subject, dtype: str) -> list[Divergence]:
 
 def _shows(subject: Subject, entry: Divergence, dtype: str) -> bool:
     layer = LAYERS[entry.layer]
-    options = {option.name: "none" for option in layer.options if option.name == "reduction"}
-    case = one_node(layer, layer.complete(options), dict(entry.witness), dtype)
+    unreduced = {option.name: "none" for option in layer.options if option.name == "reduction"}
+    case = one_node(layer, layer.defaults | unreduced | dict(entry.options), entry.witness, dtype)
     found = examine(replace(subject, divergences=(entry,)), Oracles(case))
     return found.known

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,48 +18,76 @@ OptionValue = bool | int | float | str | tuple[int, ...]
 Options = Mapping[str, OptionValue]
 Kind = Literal["activation", "loss", "layer"]
 
-MAX_RANK = 4
+COMMON_SHAPE: Shape = (2, 3)
+
+MAX_RANK = 5
+"""The most axes that a tensor of a drawn network has."""
+
+SIZES = (3, 1, 5)
+"""Lengths of axes, simplest first. Few, because JAX compiles once per shape."""
 
 
 @dataclass(frozen=True)
 class Domain:
     """The numbers that an input may hold, or that a layer's output is known to hold.
 
-    kind: "real", "unit" (the closed interval from 0 to 1), "positive" (above 0), or "index" (integers from 0 to
-        classes - 1).
+    kind: "real", "unit" (the closed interval from 0 to 1), "positive" (above 0), "sign" (-1 or 1), or "index"
+        (integers from `low` to `classes` - 1, and those in `extra`).
+    constant: floating data that has no gradient, such as the weights of classes.
     """
 
-    kind: Literal["real", "unit", "positive", "index"]
+    kind: Literal["real", "unit", "positive", "sign", "index"]
     classes: int = 0
+    low: int = 0
+    extra: tuple[int, ...] = ()
+    constant: bool = False
 
     @property
     def floating(self) -> bool:
         return self.kind != "index"
 
+    @property
+    def differentiable(self) -> bool:
+        return self.floating and not self.constant
+
     def admits(self, other: Domain) -> bool:
-        """Whether every array of `other` is one of this domain too."""
+        """Whether every array of `other` is one of this domain too, and has a gradient where this one must."""
+        if self.constant != other.constant or self.floating != other.floating:
+            return False
         if self.kind == "index":
-            return other.kind == "index" and other.classes <= self.classes
-        return other.floating and self.kind in ("real", other.kind)
+            return set(other.integers) <= set(self.integers)
+        return self.kind in ("real", other.kind)
+
+    @property
+    def integers(self) -> tuple[int, ...]:
+        """The integers of an index domain."""
+        return (*range(self.low, self.classes), *self.extra)
 
     def contains(self, array: np.ndarray) -> bool:
         """Whether every number of the array is in the domain; NaN, which overflow leaves behind, may be anywhere."""
         if self.kind == "index":
-            in_range = array.size == 0 or (array.min() >= 0 and array.max() < self.classes)
-            return bool(np.issubdtype(array.dtype, np.integer) and in_range)
+            return bool(np.issubdtype(array.dtype, np.integer) and np.isin(array, self.integers).all())
         return not {
             "real": np.zeros((), bool),
             "unit": (array < 0) | (array > 1),
             "positive": array < 0,  # underflow may leave 0
+            "sign": np.abs(array) != 1,
         }[self.kind].any()
 
     def __str__(self) -> str:
-        return f"integers from 0 to {self.classes - 1}" if self.kind == "index" else self.kind
+        if self.kind != "index":
+            return f"constant {self.kind}" if self.constant else self.kind
+        others = "".join(f" or {each}" for each in self.extra)
+        return f"integers from {self.low} to {self.classes - 1}{others}"
 
 
 REAL = Domain("real")
 UNIT = Domain("unit")
 POSITIVE = Domain("positive")
+SIGN = Domain("sign")
+MASK = Domain("index", 2)
+LABEL = Domain("index", 2, low=1, extra=(-1,))
+"""-1 or 1, in integers: labels with respect to which nothing is differentiated."""
 
 
 def index_domain(classes: int) -> Domain:
@@ -66,17 +95,23 @@ def index_domain(classes: int) -> Domain:
 
 
 class OptionDomain(Protocol):
-    """The values that an option may take, given the shape of the layer's first input."""
+    """The values that an option may take, given the shape of the layer's first input.
 
-    @property
-    def example(self) -> OptionValue: ...
+    A family may define its own beside its layers.
+    """
 
     def contains(self, value: OptionValue, shape: Shape) -> bool: ...
 
-    def describe(self, shape: Shape) -> str: ...
+    def describe(self, shape: Shape) -> str:
+        """What a value must be, for an error message and the table of layers."""
+        ...
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        """The values worth drawing, simplest first; at least one."""
+        ...
 
 
-def _is_integer(value: OptionValue) -> bool:
+def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -86,15 +121,14 @@ class Choice:
 
     values: tuple[OptionValue, ...]
 
-    @property
-    def example(self) -> OptionValue:
-        return self.values[0]
-
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return any(type(value) is type(each) and value == each for each in self.values)
 
     def describe(self, shape: Shape) -> str:
         return "one of " + ", ".join(map(repr, self.values))
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        return self.values
 
 
 @dataclass(frozen=True)
@@ -105,80 +139,153 @@ class Real:
     high: float
     examples: tuple[float, ...]
 
-    @property
-    def example(self) -> OptionValue:
-        return self.examples[0]
-
     def contains(self, value: OptionValue, shape: Shape) -> bool:
-        number = isinstance(value, float) or _is_integer(value)
+        number = isinstance(value, float) or is_integer(value)
         return number and math.isfinite(value) and self.low <= value <= self.high  # type: ignore[arg-type, operator]
 
     def describe(self, shape: Shape) -> str:
         return f"a number from {self.low:g} to {self.high:g}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        return self.examples
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer of at least `low`; networks are drawn with one of the examples."""
+
+    low: int
+    examples: tuple[int, ...]
+
+    def contains(self, value: OptionValue, shape: Shape) -> bool:
+        return is_integer(value) and value >= self.low  # type: ignore[operator]
+
+    def describe(self, shape: Shape) -> str:
+        return f"an integer of at least {self.low}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        return self.examples
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A tuple of `count` integers, each of at least `low`; networks are drawn with one of the examples."""
+
+    count: int
+    low: int
+    examples: tuple[tuple[int, ...], ...]
+
+    def contains(self, value: OptionValue, shape: Shape) -> bool:
+        return (
+            isinstance(value, tuple)
+            and len(value) == self.count
+            and all(is_integer(each) and each >= self.low for each in value)
+        )
+
+    def describe(self, shape: Shape) -> str:
+        return f"{self.count} integers of at least {self.low}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        return self.examples
 
 
 @dataclass(frozen=True)
 class Size:
     """The length of an axis that the layer makes, drawn from the palette of sizes."""
 
-    @property
-    def example(self) -> OptionValue:
-        return 1
-
     def contains(self, value: OptionValue, shape: Shape) -> bool:
-        return _is_integer(value) and value >= 1  # type: ignore[operator]
+        return is_integer(value) and value >= 1  # type: ignore[operator]
 
     def describe(self, shape: Shape) -> str:
         return "an integer of at least 1"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        return SIZES
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """A divisor of the length of one of the first input's axes: a number of groups."""
+
+    axis: int
+
+    def contains(self, value: OptionValue, shape: Shape) -> bool:
+        return is_integer(value) and value >= 1 and shape[self.axis] % value == 0  # type: ignore[operator]
+
+    def describe(self, shape: Shape) -> str:
+        return f"a divisor of {shape[self.axis]}, the length of axis {self.axis} of an input of shape {list(shape)}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        size = shape[self.axis]
+        return [each for each in range(1, size + 1) if size % each == 0] or [1]
 
 
 @dataclass(frozen=True)
 class Axis:
     """One axis of the first input, counted from the front or, negative, from the back."""
 
-    @property
-    def example(self) -> OptionValue:
-        return 0
-
     def contains(self, value: OptionValue, shape: Shape) -> bool:
-        return _is_integer(value) and -len(shape) <= value < len(shape)  # type: ignore[operator]
+        return is_integer(value) and -len(shape) <= value < len(shape)  # type: ignore[operator]
 
     def describe(self, shape: Shape) -> str:
         return f"an axis of an input of shape {list(shape)}: {-len(shape)} to {len(shape) - 1}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        return [-1, *range(len(shape)), *range(-len(shape), -1)]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """One or more different axes of the first input, each counted from the front or, negative, from the back."""
+
+    def contains(self, value: OptionValue, shape: Shape) -> bool:
+        if not isinstance(value, tuple) or not all(is_integer(each) for each in value):
+            return False
+        inside = all(-len(shape) <= each < len(shape) for each in value)
+        return inside and 0 < len(value) == len({each % len(shape) for each in value})
+
+    def describe(self, shape: Shape) -> str:
+        return f"different axes of an input of shape {list(shape)}, each from {-len(shape)} to {len(shape) - 1}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        every = range(len(shape))
+        ascending = [axes for count in range(1, len(shape) + 1) for axes in combinations(every, count)]
+        return [(-1,), *ascending, tuple(reversed(every))]
 
 
 @dataclass(frozen=True)
 class TrailingAxes:
     """How many of the first input's last axes."""
 
-    @property
-    def example(self) -> OptionValue:
-        return 1
-
     def contains(self, value: OptionValue, shape: Shape) -> bool:
-        return _is_integer(value) and 1 <= value <= len(shape)  # type: ignore[operator]
+        return is_integer(value) and 1 <= value <= len(shape)  # type: ignore[operator]
 
     def describe(self, shape: Shape) -> str:
         return f"from 1 to {len(shape)} trailing axes of an input of shape {list(shape)}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        return range(1, len(shape) + 1)
 
 
 @dataclass(frozen=True)
 class NewShape:
     """A shape with as many elements as the first input."""
 
-    @property
-    def example(self) -> OptionValue:
-        return (-1,)
-
     def contains(self, value: OptionValue, shape: Shape) -> bool:
         return (
             isinstance(value, tuple)
-            and all(_is_integer(size) and size >= 0 for size in value)
+            and all(is_integer(size) and size >= 0 for size in value)
             and math.prod(value) == math.prod(shape)
         )
 
     def describe(self, shape: Shape) -> str:
         return f"a shape with {math.prod(shape)} elements, as many as the input of shape {list(shape)}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        """Flat, then in two and three factors."""
+        elements = math.prod(shape)
+        pairs = [(size, elements // size) for size in (1, 2, 3, 5, 8) if elements % size == 0]
+        return [(elements,), *pairs, *((first, 1, rest) for first, rest in pairs)]
 
 
 @dataclass(frozen=True)
@@ -203,17 +310,24 @@ def _no_shapes(shape: Shape, options: Options) -> tuple[Shape, ...]:
     return ()
 
 
+def same_shape(shape: Shape, options: Options) -> tuple[Shape, ...]:
+    """The first input's shape, for an argument that must have it too."""
+    return (shape,)
+
+
 @dataclass(frozen=True)
 class Argument:
     """One array that a layer takes from an input or from another node.
 
     domain: the numbers it may hold, from the first input's shape and the options.
-    shapes: the shapes it may have when drawn beside a first input of the given shape.
+    shapes: the shapes it may have when drawn beside a first input of the given shape, the simplest first.
+    when: whether these options ask for it; an argument that may be absent is passed by its name.
     """
 
     name: str
     domain: Callable[[Shape, Options], Domain] = _any_domain
     shapes: Callable[[Shape, Options], tuple[Shape, ...]] = _no_shapes
+    when: Callable[[Options], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +339,9 @@ class Kink:
     point: every floating argument set to this number, or to the option of this name times `sign`, sits on the kink.
     default: the weight that the reference uses when it stands alone.
     valid: the weights a framework may choose; (0, 1) is the whole subdifferential.
+    ties: the kink is where several elements are largest: weight 0 gives the gradient to the first of them, 1 to the
+        last, and anything between shares it evenly.
+    shape: the shape of a first input, filled with the point, on which the choice shows in every element.
     """
 
     name: str
@@ -232,6 +349,8 @@ class Kink:
     default: float
     valid: tuple[float, float] = (0.0, 1.0)
     sign: float = 1.0
+    ties: bool = False
+    shape: Shape = (2,)
 
     def at(self, options: Options) -> float:
         """The point, given the layer's options."""
@@ -263,7 +382,8 @@ class Layer:
 
     forward: (*arrays, **options) -> (output, cache); backward: (dout, cache) -> {argument: gradient}.
     arguments: the arrays taken, in order; a variadic layer repeats its only one, as x0, x1, ...
-    min_rank: axes that the first input must have at least.
+    ranks: axes that the first input must have at least, and at most.
+    shapes: shapes of a first input worth drawing for this layer in place of the common ones.
     output_shape: the output's shape; raises ShapeError where the inputs do not fit.
     parameters: slot -> shape of each parameter that these inputs and options ask for.
     codomain: what is known of the output's numbers.
@@ -278,7 +398,8 @@ class Layer:
     options: tuple[Option, ...] = ()
     arguments: tuple[Argument, ...] = (Argument("x"),)
     variadic: bool = False
-    min_rank: int = 0
+    ranks: tuple[int, int] = (0, MAX_RANK)
+    shapes: tuple[Shape, ...] = ()
     output_shape: Callable[[Sequence[Shape], Options], Shape] = first_shape
     parameters: Callable[[Sequence[Shape], Options], dict[str, Shape]] = _no_parameters
     codomain: Domain = REAL
@@ -287,18 +408,34 @@ class Layer:
 
     @property
     def defaults(self) -> dict[str, OptionValue]:
-        """Every option's default, or an example where it must be given."""
-        return {each.name: each.domain.example if each.default is None else each.default for each in self.options}
+        """Every option's default, or the simplest choice where it must be given."""
+        shape = self.shapes[0] if self.shapes else COMMON_SHAPE
+        return {
+            each.name: each.domain.choices(shape)[0] if each.default is None else each.default for each in self.options
+        }
 
-    def arguments_for(self, count: int) -> tuple[Argument, ...]:
+    @property
+    def keyword_arguments(self) -> tuple[str, ...]:
+        """The arguments that may be absent."""
+        return tuple(argument.name for argument in self.arguments if argument.when is not None)
+
+    def arguments_for(self, count: int, options: Options) -> tuple[Argument, ...]:
         """The arguments of a call with `count` inputs. Raises ShapeError where that count is wrong."""
         if self.variadic and count >= 1:
             (each,) = self.arguments
-            return tuple(Argument(f"{each.name}{i}", each.domain, each.shapes) for i in range(count))
-        if self.variadic or count != len(self.arguments):
-            expected = "at least 1" if self.variadic else str(len(self.arguments))
-            raise ShapeError(f"takes {expected} inputs ({', '.join(a.name for a in self.arguments)}), got {count}")
-        return self.arguments
+            return tuple(replace(each, name=f"{each.name}{i}") for i in range(count))
+        wanted = tuple(each for each in self.arguments if each.when is None or each.when(options))
+        if self.variadic or count != len(wanted):
+            expected = "at least 1" if self.variadic else str(len(wanted))
+            raise ShapeError(f"takes {expected} inputs ({', '.join(a.name for a in wanted)}), got {count}")
+        return wanted
+
+    def check_rank(self, shape: Shape) -> None:
+        """Raise ShapeError where a first input of this shape has too few or too many axes."""
+        low, high = self.ranks
+        if not low <= len(shape) <= high:
+            wanted = f"{low}" if low == high else f"{low} or more" if high == MAX_RANK else f"{low} to {high}"
+            raise ShapeError(f"needs an input of rank {wanted}, got shape {list(shape)}")
 
     def complete(self, options: Options, shape: Shape | None = None) -> dict[str, OptionValue]:
         """The options with defaults filled in, in the table's order.

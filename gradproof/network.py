@@ -6,8 +6,11 @@ import graphlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 from gradproof.layer import REAL, Domain, Layer, Options, OptionValue, Shape, ShapeError
+
+T = TypeVar("T")
 
 
 class NetworkError(ValueError):
@@ -63,9 +66,15 @@ class Node:
     @cached_property
     def sources(self) -> tuple[tuple[str, str], ...]:
         """(argument, tensor) pairs, first the inputs, then the parameters."""
-        arguments = self.layer.arguments_for(len(self.inputs))
+        arguments = self.layer.arguments_for(len(self.inputs), dict(self.options))
         named = tuple((argument.name, source) for argument, source in zip(arguments, self.inputs, strict=True))
         return named + self.parameters
+
+    def bind(self, known: Mapping[str, T]) -> tuple[list[T], dict[str, T]]:
+        """What the layer's functions are called with: arguments in order, then optional ones and parameters by name."""
+        by_name = {*self.layer.keyword_arguments, *(slot for slot, _ in self.parameters)}
+        in_order = [known[source] for name, source in self.sources if name not in by_name]
+        return in_order, {name: known[source] for name, source in self.sources if name in by_name}
 
 
 @dataclass(frozen=True)
@@ -145,10 +154,9 @@ class Network:
         return shapes
 
     def _infer(self, node: Node, shapes: Mapping[str, Shape]) -> tuple[Shape, tuple[tuple[str, Shape], ...]]:
-        arguments = node.layer.arguments_for(len(node.inputs))
+        arguments = node.layer.arguments_for(len(node.inputs), node.layer.complete(dict(node.options)))
         arriving = [shapes[source] for source in node.inputs]
-        if len(arriving[0]) < node.layer.min_rank:
-            raise ShapeError(f"needs an input of rank {node.layer.min_rank} or more, got shape {list(arriving[0])}")
+        node.layer.check_rank(arriving[0])
         options = node.layer.complete(dict(node.options), arriving[0])
         if options != dict(node.options):
             raise ShapeError("its options are incomplete; make nodes with Node.of, which fills in defaults")
@@ -180,9 +188,9 @@ class Network:
 
     @cached_property
     def differentiable(self) -> tuple[str, ...]:
-        """The names that must have a gradient: floating inputs, parameters, node outputs."""
-        floating = [each.name for each in self.inputs if each.domain.floating]
-        return (*floating, *self.parameters, *(node.name for node in self.nodes))
+        """The names that must have a gradient: inputs that are not constant, parameters, node outputs."""
+        inputs = [each.name for each in self.inputs if each.domain.differentiable]
+        return (*inputs, *self.parameters, *(node.name for node in self.nodes))
 
     @cached_property
     def consumers(self) -> dict[str, tuple[tuple[str, str], ...]]:

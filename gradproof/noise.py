@@ -28,6 +28,17 @@ EXACT_FUNCTIONS = frozenset(
     + [np.broadcast_to, np.expand_dims, np.squeeze, np.take_along_axis, np.put_along_axis, np.pad, np.flip, np.roll]
     + [np.repeat, np.tile, np.sort, np.max, np.min, np.amax, np.amin, np.zeros_like, np.ones_like, np.full_like]
     + [np.empty_like, np.atleast_1d, np.atleast_2d, np.diagonal, np.copy, np.ravel, np.take, np.select, np.choose]
+    + [
+        np.argsort,
+        np.argmax,
+        np.argmin,
+        np.lexsort,
+        np.searchsorted,
+        np.lib.stride_tricks.sliding_window_view,
+        np.flipud,
+        np.fliplr,
+    ]
+    + [np.rot90, np.rollaxis, np.vstack, np.hstack, np.tril, np.triu, np.nonzero, np.isclose, np.array_equal]
 )
 # Sums round as they go, so the terms are perturbed as well as the total.
 SUMMING_METHODS = frozenset(["reduce", "accumulate", "reduceat"])
@@ -93,6 +104,8 @@ class Noisy(np.ndarray):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
         rounding = _rounding_of(inputs)
+        if method == "at":
+            return _add_in_place(ufunc, inputs, rounding)
         summing = method in SUMMING_METHODS or ufunc is np.matmul
         exact = ufunc in EXACT_UFUNCS
         operands = [_plain(each, rounding if summing and not exact else None) for each in inputs]
@@ -108,6 +121,13 @@ class Noisy(np.ndarray):
         exact = function in EXACT_FUNCTIONS
         plain = _map_arrays(args, lambda array: _plain(array, None if exact else rounding))
         return _wrap(function(*plain, **kwargs), rounding, exact)
+
+
+def _add_in_place(ufunc: np.ufunc, inputs: Any, rounding: Rounding) -> None:
+    """`ufunc.at`: what is added rounds, and so does what it is added to."""
+    target, index, *operands = (_plain(each, None) for each in inputs)
+    ufunc.at(target, index, *(rounding(each) for each in operands))
+    target[...] = rounding(target)
 
 
 def _leaves(args: Any) -> list[Any]:

@@ -122,7 +122,7 @@ def walk(example: Example, adapters: Iterable[Adapter] = (), dtype: str = "float
         adapters={adapter.name: adapter.version() for adapter in (NumpyReference(), *others)},
         forward=tuple(ForwardStep(node, outputs(node.name)) for node in network.nodes),
         backward=tuple(BackwardStep(node, gradients(node.name), completed(node)) for node in reversed(network.nodes)),
-        inputs={each.name: gradients(each.name) for each in network.inputs if each.domain.floating},
+        inputs={each.name: gradients(each.name) for each in network.inputs if each.domain.differentiable},
     )
 
 

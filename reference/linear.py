@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradproof.layer import Choice, Layer, Option, Options, Shape, Size
+from gradproof.layer import MAX_RANK, Choice, Layer, Option, Options, Shape, Size
 from gradproof.reference.common import Array, Gradients
 
 
@@ -49,7 +49,7 @@ LAYERS = (
         linear_forward,
         linear_backward,
         OPTIONS,
-        min_rank=1,
+        ranks=(1, MAX_RANK),
         output_shape=_output_shape,
         parameters=_parameters,
     ),

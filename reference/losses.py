@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import xlog1py, xlogy
 
 from gradproof.layer import (
+    MAX_RANK,
     REAL,
     UNIT,
     Argument,
@@ -219,7 +220,7 @@ LAYERS = (
         cross_entropy_backward,
         (Option("targets", Choice(("classes", "probabilities")), "classes"), *REDUCTION),
         (Argument("x"), Argument("target", _cross_entropy_domain, _cross_entropy_targets)),
-        min_rank=1,
+        ranks=(1, MAX_RANK),
         output_shape=_cross_entropy_shape,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradproof.layer import Layer, NewShape, Option, Options, Shape
+from gradproof.layer import MAX_RANK, Layer, NewShape, Option, Options, Shape
 from gradproof.reference.common import Array, Gradients
 
 
@@ -49,5 +49,7 @@ LAYERS = (
         (Option("shape", NewShape()),),
         output_shape=_reshaped,
     ),
-    Layer("flatten", "layer", "shapes", flatten_forward, flatten_backward, min_rank=1, output_shape=_flattened),
+    Layer(
+        "flatten", "layer", "shapes", flatten_forward, flatten_backward, ranks=(1, MAX_RANK), output_shape=_flattened
+    ),
 )

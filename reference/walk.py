@@ -43,11 +43,10 @@ class NumpyReference:
         known = {name: _cast(value, dtype) for name, value in values.items()}
         caches: dict[str, Any] = {}
         for node in network.nodes:
-            inputs = [known[source] for source in node.inputs]
-            parameters = {slot: known[name] for slot, name in node.parameters}
+            arrays, by_name = node.bind(known)
             forward, _ = self.row(node)
             weights = self._conventions.get(node.layer.name, {})
-            out, caches[node.name] = forward(*inputs, **parameters, **node.keywords, **weights)
+            out, caches[node.name] = forward(*arrays, **by_name, **node.keywords, **weights)
             known[node.name] = _cast(out, dtype)
         return Forward({node.name: known[node.name] for node in network.nodes}, (network, caches, known))
 

@@ -12,27 +12,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, pairwise, product
+from itertools import chain, islice, pairwise, product
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gradproof.layer import (
-    Axis,
-    Choice,
-    Domain,
-    Kink,
-    Layer,
-    NewShape,
-    OptionDomain,
-    OptionValue,
-    Real,
-    Shape,
-    ShapeError,
-    Size,
-    TrailingAxes,
-)
+from gradproof.layer import Choice, Domain, Integer, Integers, Kink, Layer, OptionValue, Real, Shape, ShapeError
 from gradproof.reference import LAYERS
 
 Array = np.ndarray[Any, Any]
@@ -53,19 +39,8 @@ ONE_SIDED_STEP = 2.0**-17
 KINK_WEIGHTS = (0.0, 0.25, 1.0)
 
 
-def reshapes(shape: Shape) -> tuple[Shape, ...]:
-    size = math.prod(shape)
-    return tuple(dict.fromkeys([shape, shape[::-1], (size,), (1, size), (size, 1), (1, size, 1, 1)]))
-
-
-VALUES: dict[type[OptionDomain], Callable[[Any, Shape], Sequence[OptionValue]]] = {
-    Choice: lambda domain, shape: domain.values,
-    Real: lambda domain, shape: domain.examples,
-    Axis: lambda domain, shape: range(-len(shape), len(shape)),
-    TrailingAxes: lambda domain, shape: range(1, len(shape) + 1),
-    Size: lambda domain, shape: (1, 3),
-    NewShape: lambda domain, shape: reshapes(shape),
-}
+CASES_PER_LAYER = 40
+"""Where options and shapes combine to more, a share that shows each value of each option, and each shape."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +61,14 @@ class Case:
 
     @cached_property
     def domains(self) -> dict[str, Domain]:
-        arguments = self.layer.arguments_for(len(self.shapes))
+        arguments = self.layer.arguments_for(len(self.shapes), dict(self.options))
         return {each.name: each.domain(self.shapes[0], dict(self.options)) for each in arguments}
 
     @cached_property
     def floating(self) -> dict[str, Shape]:
         """The inputs that have a gradient."""
         named = zip(self.domains, self.shapes, strict=True)
-        return {name: shape for name, shape in named if self.domains[name].floating}
+        return {name: shape for name, shape in named if self.domains[name].differentiable}
 
     @cached_property
     def parameters(self) -> dict[str, Shape]:
@@ -105,8 +80,8 @@ class Case:
 
     @cached_property
     def kinks(self) -> list[float]:
-        """The numbers at which the layer has kinks."""
-        return [kink.at(dict(self.options)) for kink in self.layer.kinks]
+        """The numbers at which the layer has kinks; ties are wherever numbers meet."""
+        return [kink.at(dict(self.options)) for kink in self.layer.kinks if not kink.ties]
 
     @cached_property
     def out_shape(self) -> Shape:
@@ -115,8 +90,10 @@ class Case:
     def forward(self, values: Mapping[str, Array], **weights: float) -> tuple[Array, Any]:
         structural = {option.name for option in self.layer.options if option.structural}
         options = {name: value for name, value in self.options if name not in structural}
-        inputs = [values[name] for name in self.domains]
-        return self.layer.forward(*inputs, **{slot: values[slot] for slot in self.parameters}, **options, **weights)
+        named = (*self.layer.keyword_arguments, *self.parameters)
+        in_order = [values[name] for name in self.domains if name not in named]
+        by_name = {name: values[name] for name in named if name in values}
+        return self.layer.forward(*in_order, **by_name, **options, **weights)
 
     def backward(self, values: Mapping[str, Array], cotangent: Array, **weights: float) -> dict[str, Any]:
         _, cache = self.forward(values, **weights)
@@ -159,22 +136,27 @@ DRAW: dict[str, Callable[[np.random.Generator, Case, Domain, int], Array]] = {
     "real": draw_real,
     "unit": lambda rng, case, domain, size: separated(rng, size, 0.0, 1.0, case.kinks),
     "positive": lambda rng, case, domain, size: separated(rng, size, 0.1, 3.0, case.kinks),
-    "index": lambda rng, case, domain, size: rng.integers(0, domain.classes, size),
+    "sign": lambda rng, case, domain, size: rng.choice([-1.0, 1.0], size),
+    "index": lambda rng, case, domain, size: rng.choice(np.asarray(domain.integers, np.int64), size),
 }
 
 
 def option_combinations(layer: Layer, shape: Shape) -> Iterator[dict[str, OptionValue]]:
     names = [option.name for option in layer.options]
-    values = [VALUES[type(option.domain)](option.domain, shape) for option in layer.options]
+    values = [option.domain.choices(shape) for option in layer.options]
     return (layer.complete(dict(zip(names, each, strict=True)), shape) for each in product(*values))
 
 
 def companions(layer: Layer, shape: Shape, options: Mapping[str, OptionValue]) -> Iterator[tuple[Shape, ...]]:
     """The shapes of all inputs but the first."""
-    counts = (1, 2, 3) if layer.variadic else (len(layer.arguments),)
-    return chain.from_iterable(
-        product(*(argument.shapes(shape, options) for argument in layer.arguments_for(count)[1:])) for count in counts
-    )
+    arguments = [each for each in layer.arguments if each.when is None or each.when(options)]
+    repeated = [layer.arguments * count for count in (1, 2, 3)] if layer.variadic else [tuple(arguments)]
+    return chain.from_iterable(product(*(each.shapes(shape, options) for each in some[1:])) for some in repeated)
+
+
+def first_shapes(layer: Layer) -> tuple[Shape, ...]:
+    low, high = layer.ranks
+    return layer.shapes or tuple(shape for shape in SHAPES if low <= len(shape) <= high)
 
 
 def takes(layer: Layer, shapes: Sequence[Shape], options: Mapping[str, OptionValue]) -> bool:
@@ -186,15 +168,30 @@ def takes(layer: Layer, shapes: Sequence[Shape], options: Mapping[str, OptionVal
 
 
 def cases(layer: Layer) -> Iterator[Case]:
-    for shape in SHAPES:
+    for shape in first_shapes(layer):
         for options in option_combinations(layer, shape):
             for others in companions(layer, shape, options):
                 if takes(layer, (shape, *others), options):
                     yield Case(layer, tuple(options.items()), (shape, *others))
 
 
-CASES = [case for layer in LAYERS.values() for case in cases(layer)]
-KINKS = [(case, kink) for case in CASES for kink in case.layer.kinks]
+def telling_share(every: Sequence[Case], count: int) -> list[Case]:
+    """Of more than `count` cases, first those that show an option's value or a shape not seen before."""
+    if len(every) <= count:
+        return list(every)
+    order = np.random.default_rng(zlib.crc32(every[0].layer.name.encode())).permutation(len(every))
+    seen: set[object] = set()
+    telling, others = [], []
+    for case in (every[i] for i in order):
+        shown = {*case.options, *enumerate(case.shapes), (len(case.shapes), len(case.parameters))}
+        (others if shown <= seen else telling).append(case)
+        seen |= shown
+    return [*telling, *others[: max(count - len(telling), 0)]]
+
+
+CASES = [case for layer in LAYERS.values() for case in telling_share(list(cases(layer)), CASES_PER_LAYER)]
+KINKS = [(case, kink) for case in CASES for kink in case.layer.kinks if not kink.ties]
+TIES = [(case, kink) for case in CASES for kink in case.layer.kinks if kink.ties]
 
 
 # The checks. Each raises AssertionError for a case whose backward function is not what it must be.
@@ -374,6 +371,44 @@ def check_kink(case: Case, kink: Kink) -> None:
     assert identical(low, high), f"{kink.name} changes the gradient away from {point}"
 
 
+def check_ties(case: Case, kink: Kink) -> None:
+    """Where elements tie, the first or the last of them has the gradient, or all that tie share it.
+
+    The first takes it all where a falling ramp is added, the last where a rising one is; in every case the gradient
+    of a convex output is a subgradient, and that of a concave one the reverse.
+    """
+    cotangent = case.cotangent()
+    tied = case.point() | {name: np.full(shape, kink.at(dict(case.options))) for name, shape in case.floating.items()}
+    name, shape = next(iter(case.floating.items()))
+    ramp = STEP * np.arange(math.prod(shape), dtype=float).reshape(shape)
+    for weight, slope in ((0.0, -1.0), (1.0, 1.0)):
+        got = case.backward(tied, cotangent, **{kink.name: weight})[name]
+        near = case.backward(tied | {name: tied[name] + slope * ramp}, cotangent)[name]
+        assert np.allclose(got, near, rtol=0.0, atol=0.01), (
+            f"weight {weight:g} is not the {'last' if weight else 'first'}"
+        )
+    shared = case.backward(tied, cotangent, **{kink.name: 0.5})[name]
+    total = case.backward(tied, cotangent, **{kink.name: 0.0})[name].sum()
+    assert abs(shared.sum() - total) <= 1e-9 * (1.0 + abs(total)), "shares do not add up"
+    positive = np.abs(cotangent) + 0.5
+    here = (positive * case.forward(tied)[0]).sum()
+    gradient = case.backward(tied, positive, **{kink.name: 0.5})[name]
+    for seed in range(3):
+        direction = np.random.default_rng(seed).normal(size=shape)
+        above, below = (
+            (positive * case.forward(tied | {name: tied[name] + side * STEP * direction})[0]).sum() - here
+            for side in (1.0, -1.0)
+        )
+        between = sorted((above, -below))
+        step = STEP * (gradient * direction).sum()
+        assert between[0] - 1e-9 <= step <= between[1] + 1e-9, "evenly shared, it is no subgradient"
+    default = case.backward(tied, cotangent)
+    assert identical(default, case.backward(tied, cotangent, **{kink.name: kink.default})), "another default"
+    apart = case.point()
+    low, high = (case.backward(apart, cotangent, **{kink.name: weight}) for weight in (0.0, 1.0))
+    assert identical(low, high), f"{kink.name} changes the gradient where nothing ties"
+
+
 def mixes(left: Array, right: Array, gradients: Sequence[Array]) -> bool:
     wanted = [left + weight * (right - left) for weight in KINK_WEIGHTS]
     return all(np.allclose(got, want, rtol=0.0, atol=1e-8) for got, want in zip(gradients, wanted, strict=True))
@@ -383,18 +418,18 @@ def mixes(left: Array, right: Array, gradients: Sequence[Array]) -> bool:
 
 
 def test_every_layer_has_cases() -> None:
-    """Companions that a layer declares must fit; a first shape may be refused only as a whole."""
+    """A companion that a layer declares must fit wherever another does."""
     for layer in LAYERS.values():
         assert any(case.layer is layer for case in CASES), layer.name
-        for shape in SHAPES:
-            for options in option_combinations(layer, shape):
+        for shape in first_shapes(layer):
+            for options in islice(option_combinations(layer, shape), 200):
                 fits = {takes(layer, (shape, *others), options) for others in companions(layer, shape, options)}
                 assert len(fits) == 1, f"{layer.name}: {options} beside {shape}"
 
 
 def test_every_option_value_has_a_case() -> None:
     """All that the table lists, and at least two of the values that depend on the input's shape."""
-    listed = {Choice: "values", Real: "examples"}
+    listed = {Choice: "values", Real: "examples", Integer: "examples", Integers: "examples"}
     for layer in LAYERS.values():
         for option in layer.options:
             seen = {dict(case.options)[option.name] for case in CASES if case.layer is layer}
@@ -446,6 +481,11 @@ def test_pure(case: Case) -> None:
 @pytest.mark.parametrize(("case", "kink"), KINKS, ids=[f"{case}-{kink.name}" for case, kink in KINKS])
 def test_kink(case: Case, kink: Kink) -> None:
     check_kink(case, kink)
+
+
+@pytest.mark.parametrize(("case", "kink"), TIES, ids=[f"{case}-{kink.name}" for case, kink in TIES])
+def test_ties(case: Case, kink: Kink) -> None:
+    check_ties(case, kink)
 
 
 # The checks refuse what is wrong.
