@@ -28,6 +28,16 @@ class Composed:
         return self.row(*arrays, **options)
 
 
+@dataclass(frozen=True)
+class Unsupported:
+    """Stands in a table for a layer that the framework cannot compute, and says why."""
+
+    reason: str
+
+    def __call__(self, *arrays: Any, **options: Any) -> Any:
+        raise NotImplementedError(self.reason)
+
+
 class TableAdapter:
     """Which layers a table has, and how a node is called.
 
@@ -39,13 +49,17 @@ class TableAdapter:
     dtypes: tuple[str, ...] = ("float64", "float32")
 
     def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
-        return layer.name in self.rows and dtype in self.dtypes
+        row = self.rows.get(layer.name)
+        return row is not None and not isinstance(row, Unsupported) and dtype in self.dtypes
 
     def origin(self, layer: Layer) -> str:
         """ "native", "composed", or the reason why the layer cannot be run."""
         if layer.name not in self.rows:
             return "no row in the adapter's table"
-        return "composed" if isinstance(self.rows[layer.name], Composed) else "native"
+        row = self.rows[layer.name]
+        if isinstance(row, Unsupported):
+            return row.reason
+        return "composed" if isinstance(row, Composed) else "native"
 
     def call(self, node: Node, known: Mapping[str, Any]) -> Any:
         """The node's output, given the arrays computed so far."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,7 @@ def _prelu(x: Any, weight: Any) -> Any:
 
 
 ROWS: dict[str, Row] = {
+    # activations, piecewise, elementwise
     "identity": jax.nn.identity,
     "relu": jax.nn.relu,
     "leaky_relu": jax.nn.leaky_relu,
@@ -106,22 +108,30 @@ ROWS: dict[str, Row] = {
     "cos": jnp.cos,
     "maximum": jnp.maximum,
     "minimum": jnp.minimum,
+    # gated, softmax
+    "softmax": jax.nn.softmax,
+    "log_softmax": jax.nn.log_softmax,
+    # linear, indexing
     "linear": Composed(_linear),
+    # convolution, resampling
+    # pooling, normalization, dropout
+    "layer_norm": _layer_norm,
+    # recurrent, attention
+    # merges, shapes, reductions
     "add": jnp.add,
     "subtract": jnp.subtract,
     "multiply": jnp.multiply,
     "concatenate": lambda *xs, axis: jnp.concatenate(xs, axis=axis),
     "reshape": jnp.reshape,
     "flatten": lambda x: jnp.reshape(x, (x.shape[0], -1)),
-    "softmax": jax.nn.softmax,
-    "log_softmax": jax.nn.log_softmax,
-    "layer_norm": _layer_norm,
+    # losses
     "mse": _reduced(optax.squared_error),
     "half_squared_error": _reduced(optax.l2_loss),
     "mae": Composed(_reduced(lambda x, target: jnp.abs(x - target))),
     "bce": Composed(_reduced(lambda x, target: -xlogy(target, x) - xlog1py(1.0 - target, -x))),
     "bce_with_logits": _reduced(optax.sigmoid_binary_cross_entropy),
     "cross_entropy": _cross_entropy,
+    # margins, ctc
 }
 
 
@@ -146,7 +156,7 @@ class JaxAdapter(FunctionalAdapter):
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
     def version(self) -> str:
-        return f"{jax.__version__} with optax {optax.__version__}"
+        return f"{jax.__version__} with optax {optax.__version__} and flax {flax.__version__}"
 
     def run_node(self, node: Node, known: Arrays, tap: Any) -> Any:
         arrays, by_name = node.bind(known)

@@ -31,6 +31,7 @@ def _sparse_plus(x: Any) -> Any:
 
 
 ROWS: dict[str, Row] = {
+    # activations, piecewise, elementwise
     "identity": torch.nn.Identity(),
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -73,22 +74,30 @@ ROWS: dict[str, Row] = {
     "cos": torch.cos,
     "maximum": torch.maximum,
     "minimum": torch.minimum,
+    # gated, softmax
+    "softmax": lambda x, axis: F.softmax(x, dim=axis),
+    "log_softmax": lambda x, axis: F.log_softmax(x, dim=axis),
+    # linear, indexing
     "linear": F.linear,
+    # convolution, resampling
+    # pooling, normalization, dropout
+    "layer_norm": _layer_norm,
+    # recurrent, attention
+    # merges, shapes, reductions
     "add": torch.add,
     "subtract": torch.sub,
     "multiply": torch.mul,
     "concatenate": lambda *xs, axis: torch.cat(xs, dim=axis),
     "reshape": torch.reshape,
     "flatten": lambda x: torch.flatten(x, start_dim=1) if x.ndim > 1 else x.unflatten(0, (-1, 1)),
-    "softmax": lambda x, axis: F.softmax(x, dim=axis),
-    "log_softmax": lambda x, axis: F.log_softmax(x, dim=axis),
-    "layer_norm": _layer_norm,
+    # losses
     "mse": F.mse_loss,
     "half_squared_error": Composed(lambda x, target, reduction: 0.5 * F.mse_loss(x, target, reduction=reduction)),
     "mae": F.l1_loss,
     "bce": F.binary_cross_entropy,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
     "cross_entropy": _cross_entropy,
+    # margins, ctc
 }
 
 

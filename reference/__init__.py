@@ -8,18 +8,50 @@ from __future__ import annotations
 from gradproof.layer import Layer
 from gradproof.reference import (
     activations,
+    attention,
+    convolution,
+    ctc,
+    dropout,
     elementwise,
+    gated,
+    indexing,
     linear,
     losses,
+    margins,
     merges,
     normalization,
     piecewise,
+    pooling,
+    recurrent,
+    reductions,
+    resampling,
     shapes,
     softmax,
 )
 from gradproof.reference.walk import NumpyReference
 
-FAMILIES = (activations, piecewise, elementwise, linear, merges, shapes, softmax, normalization, losses)
+FAMILIES = (
+    activations,
+    piecewise,
+    elementwise,
+    gated,
+    softmax,
+    linear,
+    convolution,
+    pooling,
+    resampling,
+    normalization,
+    dropout,
+    recurrent,
+    attention,
+    merges,
+    shapes,
+    indexing,
+    reductions,
+    losses,
+    margins,
+    ctc,
+)
 
 LAYERS: dict[str, Layer] = {layer.name: layer for family in FAMILIES for layer in family.LAYERS}
 

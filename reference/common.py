@@ -50,6 +50,18 @@ def unbroadcast(dout: Array, shape: tuple[int, ...]) -> Array:
     return summed.sum(axis=stretched, keepdims=True)
 
 
+def tie_shares(largest: Array, axis: int, weight: float) -> Array:
+    """The share of the gradient that each of the largest elements along an axis takes.
+
+    largest: where an element is one of them. weight: 0 gives it to the first, 1 to the last, else all share evenly.
+    """
+    if weight == 0.0:
+        return np.where(largest & (np.cumsum(largest, axis) == 1), 1.0, 0.0)
+    if weight == 1.0:
+        return np.flip(tie_shares(np.flip(largest, axis), axis, 0.0), axis)
+    return largest / largest.sum(axis=axis, keepdims=True)
+
+
 def reduce_loss(loss: Array, reduction: str) -> Array:
     """The loss as it is ("none"), its mean over all elements, or its sum."""
     if reduction == "none":

@@ -1,0 +1,7 @@
+"""Attention and rotary embeddings."""
+
+from __future__ import annotations
+
+from gradproof.layer import Layer
+
+LAYERS: tuple[Layer, ...] = ()

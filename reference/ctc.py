@@ -1,0 +1,7 @@
+"""Connectionist temporal classification."""
+
+from __future__ import annotations
+
+from gradproof.layer import Layer
+
+LAYERS: tuple[Layer, ...] = ()

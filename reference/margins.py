@@ -1,0 +1,7 @@
+"""Margin losses: hinges, rankings, triplets."""
+
+from __future__ import annotations
+
+from gradproof.layer import Layer
+
+LAYERS: tuple[Layer, ...] = ()

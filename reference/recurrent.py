@@ -1,0 +1,7 @@
+"""Recurrent networks."""
+
+from __future__ import annotations
+
+from gradproof.layer import Layer
+
+LAYERS: tuple[Layer, ...] = ()

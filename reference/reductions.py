@@ -1,0 +1,7 @@
+"""Reductions and cumulative sums."""
+
+from __future__ import annotations
+
+from gradproof.layer import Layer
+
+LAYERS: tuple[Layer, ...] = ()
