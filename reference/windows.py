@@ -34,10 +34,5 @@ def taps(
 ) -> Iterator[tuple[Tap, tuple[slice, ...]]]:
     """Each tap of the kernel, with the slices of the padded spatial axes that it meets in all windows."""
     for tap in np.ndindex(*kernel):
-        yield (
-            tap,
-            tuple(
-                slice(t * d, t * d + s * (n - 1) + 1, s)
-                for t, d, s, n in zip(tap, dilation, stride, counts, strict=True)
-            ),
-        )
+        steps = zip(tap, dilation, stride, counts, strict=True)
+        yield tap, tuple(slice(t * d, t * d + s * (n - 1) + 1, s) for t, d, s, n in steps)
