@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
 
-import flax
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,9 +59,26 @@ def _softshrink(x: Any, lambd: float) -> Any:
     return jnp.where(x > lambd, x - lambd, jnp.where(x < -lambd, x + lambd, 0.0))
 
 
+def _swiglu(x: Any, axis: int) -> Any:
+    a, b = jnp.split(x, 2, axis)
+    return jax.nn.silu(a) * b
+
+
+def _geglu(x: Any, axis: int, approximate: str) -> Any:
+    a, b = jnp.split(x, 2, axis)
+    return jax.nn.gelu(a, approximate=approximate == "tanh") * b
+
+
+def _maxout(x: Any, axis: int, pieces: int) -> Any:
+    place = axis % x.ndim
+    return x.reshape(*x.shape[:place], -1, pieces, *x.shape[place + 1 :]).max(place + 1)
+
+
 def _prelu(x: Any, weight: Any) -> Any:
-    slope = weight.reshape(-1, *[1] * (x.ndim - 2)) if x.ndim > 1 else weight
-    return jnp.where(x > 0, x, slope * x)
+    """flax has one slope for all; with one per channel, this is its formula."""
+    if weight.size == 1:
+        return flax.linen.PReLU().apply({"params": {"negative_slope": weight.reshape(())}}, x)
+    return jnp.where(x >= 0, x, weight.reshape(-1, *[1] * (x.ndim - 2)) * x)
 
 
 ROWS: dict[str, Row] = {
@@ -91,7 +108,7 @@ ROWS: dict[str, Row] = {
     "threshold": Composed(lambda x, threshold, value: jnp.where(x > threshold, x, value)),
     "selu": jax.nn.selu,
     "celu": jax.nn.celu,
-    "prelu": Composed(_prelu),
+    "prelu": _prelu,
     "rrelu": lambda x, lower, upper: jax.nn.leaky_relu(x, (lower + upper) / 2.0),
     "sparse_plus": jax.nn.sparse_plus,
     "sparse_sigmoid": jax.nn.sparse_sigmoid,
@@ -111,6 +128,12 @@ ROWS: dict[str, Row] = {
     # gated, softmax
     "softmax": jax.nn.softmax,
     "log_softmax": jax.nn.log_softmax,
+    "softmin": Composed(lambda x, axis: jax.nn.softmax(-x, axis)),
+    "logsumexp": jax.nn.logsumexp,
+    "glu": jax.nn.glu,
+    "swiglu": Composed(_swiglu),
+    "geglu": Composed(_geglu),
+    "maxout": Composed(_maxout),
     # linear, indexing
     "linear": Composed(_linear),
     # convolution, resampling

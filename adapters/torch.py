@@ -25,6 +25,21 @@ def _cross_entropy(x: Any, target: Any, *, targets: str, reduction: str) -> Any:
     return F.cross_entropy(x, target, reduction=reduction)
 
 
+def _swiglu(x: Any, axis: int) -> Any:
+    a, b = x.chunk(2, axis)
+    return F.silu(a) * b
+
+
+def _geglu(x: Any, axis: int, approximate: str) -> Any:
+    a, b = x.chunk(2, axis)
+    return F.gelu(a, approximate=approximate) * b
+
+
+def _maxout(x: Any, axis: int, pieces: int) -> Any:
+    place = axis % x.ndim
+    return x.unflatten(place, (-1, pieces)).max(place + 1).values
+
+
 def _sparse_plus(x: Any) -> Any:
     bend = torch.clamp(x, -1.0, 1.0)
     return torch.where(x < 1.0, 0.25 * (bend + 1.0) ** 2, x)
@@ -77,6 +92,12 @@ ROWS: dict[str, Row] = {
     # gated, softmax
     "softmax": lambda x, axis: F.softmax(x, dim=axis),
     "log_softmax": lambda x, axis: F.log_softmax(x, dim=axis),
+    "softmin": lambda x, axis: F.softmin(x, dim=axis),
+    "logsumexp": lambda x, axis, keepdims: torch.logsumexp(x, axis, keepdims),
+    "glu": lambda x, axis: F.glu(x, dim=axis),
+    "swiglu": Composed(_swiglu),
+    "geglu": Composed(_geglu),
+    "maxout": Composed(_maxout),
     # linear, indexing
     "linear": F.linear,
     # convolution, resampling

@@ -6,12 +6,13 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gradproof.adapter import Adapter
+from gradproof.architectures import ARCHITECTURES, drawn_architectures, layers_of
 from gradproof.case import DTYPES, Case, save_case
 from gradproof.divergence import Divergence
 from gradproof.drawing import MAX_NODES, Drawn, draw_each
@@ -183,6 +184,7 @@ def check(
     seed: int | None = None,
     dtypes: Sequence[str] = DTYPES,
     layers: Sequence[str] = (),
+    architectures: Sequence[str] = (),
     max_nodes: int = MAX_NODES,
     timeout: float = TIMEOUT,
     failures: Path | None = FAILURE_DIRECTORY,
@@ -192,13 +194,17 @@ def check(
     """Examine every adapter on randomly drawn networks.
 
     seed: what everything random hangs on; a random one where None. layers: draw only networks with one of
-    these. failures: where specs of disagreeing networks are written, None to write none.
-    stop_at_first: end with the first network that disagrees. progress: called after every network.
+    these. architectures: in place of drawn networks take these in turn, with drawn numbers. failures: where
+    specs of disagreeing networks are written, None to write none. stop_at_first: end with the first network
+    that disagrees. progress: called after every network.
 
-    Raises UsageError for an unknown dtype or layer, AdapterError for an adapter that cannot be used.
+    Raises UsageError for an unknown dtype, layer or architecture, AdapterError for an adapter that cannot be used.
     """
     require_known("dtype", dtypes, DTYPES)
     require_known("layer", layers, LAYERS)
+    require_known("architecture", architectures, ARCHITECTURES)
+    if layers and architectures:
+        raise UsageError("layers and architectures cannot both be asked for: an architecture has the layers it has")
     _require_directory(failures)
     run = Run(load_adapters(adapters), dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
     started = time.monotonic()
@@ -211,9 +217,13 @@ def check(
             raise _Enough
 
     try:
-        run.prepare()
+        run.prepare(layers_of(architectures) if architectures else None)
         if not (stop_at_first and run.report.disagreements):
-            draw_each(examine_one, networks, run.report.seed, layers, max_nodes)
+            if architectures:
+                for drawn in drawn_architectures(architectures, networks, run.report.seed):
+                    examine_one(drawn)
+            else:
+                draw_each(examine_one, networks, run.report.seed, layers, max_nodes)
     except _Enough:
         pass
     except KeyboardInterrupt:
@@ -262,13 +272,16 @@ class Run:
         requests = {adapter.name: request for request, adapter in adapters.items()}
         self.report = Report(seed, tuple(dtypes), versions, requests)
 
-    def prepare(self) -> list[Examination]:
-        """Probe every adapter's conventions and known divergences; returns what disagreed in doing so."""
+    def prepare(self, layers: Collection[str] | None = None) -> list[Examination]:
+        """Probe every adapter's conventions and known divergences; returns what disagreed in doing so.
+
+        layers: probe these alone; all where None.
+        """
         found = []
         for dtype in self.report.dtypes:
             self._subjects[dtype] = []
             for adapter in self._adapters:
-                subject, examinations = probed_subject(adapter, dtype, self._timeout)
+                subject, examinations = probed_subject(adapter, dtype, self._timeout, layers)
                 self._subjects[dtype].append(subject)
                 self.report.tallies[adapter.name, dtype] = Tally()
                 self.report.conventions.setdefault(adapter.name, {})[dtype] = {
@@ -352,10 +365,13 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
 
 
 def replay(case: Case, adapters: Sequence[str | Adapter], timeout: float = TIMEOUT) -> Report:
-    """Examine the adapters on one given case. Raises AdapterError for an adapter that cannot be used."""
+    """Examine the adapters on one given case, and on the kinks of its layers.
+
+    Raises AdapterError for an adapter that cannot be used.
+    """
     run = Run(load_adapters(adapters), [case.dtype], case.seed or 0, timeout)
     started = time.monotonic()
-    run.prepare()
+    run.prepare({node.layer.name for node in case.network.nodes})
     run.examine_case(case)
     run.report.networks = 1
     run.report.seconds = time.monotonic() - started

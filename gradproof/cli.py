@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gradproof.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
+from gradproof.architectures import ARCHITECTURES
 from gradproof.case import DTYPES, SpecError, load_case
 from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, json_safe, replay
 from gradproof.divergence import DivergenceError
@@ -24,7 +25,7 @@ from gradproof.examples import EXAMPLES, UnknownExampleError, example
 from gradproof.reference import LAYERS
 from gradproof.registry import adapter_names, load_adapter, load_adapters
 from gradproof.report import OutputConsole, conventions_table, diff, summary
-from gradproof.support import layers_table, layers_to_json
+from gradproof.support import layers_markdown, layers_table, layers_to_json
 from gradproof.walk import render_walk, walk
 
 AGREEMENT, DISAGREEMENT, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -136,6 +137,12 @@ def _add_check(commands: Any) -> None:
     parser.add_argument("--dtype", metavar="D", action="append", help=f"{', '.join(DTYPES)}; repeatable (default: all)")
     parser.add_argument("--layer", metavar="L", action="append", help="only networks with this layer; repeatable")
     parser.add_argument(
+        "--architecture",
+        metavar="NAME",
+        action="append",
+        help=f"in place of random networks: {', '.join(ARCHITECTURES)}, or all; repeatable",
+    )
+    parser.add_argument(
         "--max-nodes", metavar="N", type=_count, default=MAX_NODES, help=f"layers in a network (default {MAX_NODES})"
     )
     parser.add_argument(
@@ -155,6 +162,7 @@ def _add_layers(commands: Any) -> None:
     text = "Show the table of layers: options, kinks, and which adapter supports them."
     parser = _command(commands, "layers", _layers, text)
     _add_adapters(parser, "default: all that are installed")
+    parser.add_argument("--markdown", action="store_true", help="one row per family, as the README has it")
 
 
 def _add_replay(commands: Any) -> None:
@@ -179,6 +187,7 @@ def _check(options: argparse.Namespace) -> int:
             seed=options.seed,
             dtypes=tuple(dict.fromkeys(options.dtype or DTYPES)),
             layers=tuple(options.layer or ()),
+            architectures=_architectures(options.architecture or ()),
             max_nodes=options.max_nodes,
             timeout=options.timeout,
             failures=options.failures,
@@ -186,6 +195,10 @@ def _check(options: argparse.Namespace) -> int:
             progress=advance,
         )
     return _show(report, options.json, console)
+
+
+def _architectures(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(ARCHITECTURES) if "all" in names else tuple(dict.fromkeys(names))
 
 
 def _show(report: Report, path: Path | None, console: OutputConsole) -> int:
@@ -219,7 +232,10 @@ def _replay(options: argparse.Namespace) -> int:
 def _layers(options: argparse.Namespace) -> int:
     adapters = load_adapters(options.adapter) if options.adapter else _installed()
     _write_json(options.json, layers_to_json(adapters))
-    OutputConsole().show(layers_table(adapters))
+    if options.markdown:
+        print(layers_markdown(adapters))
+    else:
+        OutputConsole().show(layers_table(adapters))
     return AGREEMENT
 
 

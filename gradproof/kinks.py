@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
@@ -28,22 +28,25 @@ ROUNDING = 1e-5
 """How far a probed weight may be outside what the kink allows, or differ between elements, by rounding alone."""
 
 
-def probed_subject(adapter: Adapter, dtype: str, timeout: float = 60.0) -> tuple[Subject, list[Examination]]:
+def probed_subject(
+    adapter: Adapter, dtype: str, timeout: float = 60.0, layers: Collection[str] | None = None
+) -> tuple[Subject, list[Examination]]:
     """The adapter with its conventions in this dtype, and an examination of every kink where it chooses badly.
 
+    layers: probe the kinks of these alone, and know their divergences alone; of all where None.
     A weight outside the kink's valid set becomes no convention: the reference's own is kept, so that the
     probe, and every network that meets the kink, disagrees.
     """
     conventions: dict[str, dict[str, float]] = {}
     outside: list[Case] = []
-    for layer, kink in _kinks(adapter, dtype):
-        case, left, right = _probe(layer, kink, dtype)
+    for layer, kink in _kinks(adapter, dtype, layers):
+        case, left, right = probe(layer, kink, dtype)
         weight = _chosen_weight(adapter, case, left, right, timeout)
-        if weight is not None and kink.valid[0] - ROUNDING <= weight <= kink.valid[1] + ROUNDING:
+        if weight is not None and kink.allows(weight, ROUNDING):
             conventions.setdefault(layer.name, {})[kink.name] = _tidied(weight)
         else:
             outside.append(case)
-    subject = Subject(adapter, conventions, _applicable(adapter, dtype), timeout)
+    subject = Subject(adapter, conventions, _applicable(adapter, dtype, layers), timeout)
     return subject, [examine(subject, Oracles(case)) for case in outside]
 
 
@@ -53,18 +56,19 @@ def _tidied(weight: float) -> float:
     return simple if abs(simple - weight) < ROUNDING else weight
 
 
-def _applicable(adapter: Adapter, dtype: str) -> tuple[Divergence, ...]:
-    return tuple(each for each in divergences_of(adapter) if each.applies(adapter.version(), dtype))
+def _applicable(adapter: Adapter, dtype: str, layers: Collection[str] | None) -> tuple[Divergence, ...]:
+    known = [each for each in divergences_of(adapter) if layers is None or each.layer in layers]
+    return tuple(each for each in known if each.applies(adapter.version(), dtype))
 
 
-def _kinks(adapter: Adapter, dtype: str) -> Iterator[tuple[Layer, Kink]]:
+def _kinks(adapter: Adapter, dtype: str, layers: Collection[str] | None) -> Iterator[tuple[Layer, Kink]]:
     for layer in LAYERS.values():
-        for kink in layer.kinks:
+        for kink in layer.kinks if layers is None or layer.name in layers else ():
             if supported(adapter, layer, layer.defaults, dtype):
                 yield layer, kink
 
 
-def _probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.ndarray]:
+def probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.ndarray]:
     """A one-node case on the kink, with options for which its one-sided derivatives differ."""
     for values in product(*(option.domain.choices(kink.shape) for option in layer.options)):
         options = dict(zip((option.name for option in layer.options), values, strict=True))

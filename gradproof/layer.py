@@ -330,6 +330,10 @@ class Argument:
     when: Callable[[Options], bool] | None = None
 
 
+TIE_WEIGHTS = (0.0, 0.5, 1.0)
+"""First, all evenly, last."""
+
+
 @dataclass(frozen=True)
 class Kink:
     """A point where the function has two one-sided derivatives, and a framework must choose.
@@ -351,6 +355,12 @@ class Kink:
     sign: float = 1.0
     ties: bool = False
     shape: Shape = (2,)
+
+    def allows(self, weight: float, rounding: float) -> bool:
+        """Whether a framework may choose this weight, or one this close to it."""
+        if self.ties:
+            return any(abs(weight - each) <= rounding for each in TIE_WEIGHTS)
+        return self.valid[0] - rounding <= weight <= self.valid[1] + rounding
 
     def at(self, options: Options) -> float:
         """The point, given the layer's options."""

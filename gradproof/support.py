@@ -48,6 +48,28 @@ def describe(option: Option) -> str:
     return domain if option.default is None else f"{domain}; default {option.default!r}"
 
 
+def layers_markdown(adapters: Mapping[str, Adapter | str]) -> str:
+    """One row per family, with the layers that an adapter composes from primitives or cannot run."""
+    layers = layers_to_json(adapters)["layers"]
+    shown = [name for name in adapters if any(each["adapters"][name] != "native" for each in layers)]
+    lines = ["| family | layers |" + "".join(f" not native in {name} |" for name in shown)]
+    lines.append("|---" * (2 + len(shown)) + "|")
+    for family in dict.fromkeys(each["family"] for each in layers):
+        members = [each for each in layers if each["family"] == family]
+        cells = [family, ", ".join(f"`{each['name']}`" for each in members)]
+        cells += [_not_native(members, name) for name in shown]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _not_native(layers: Sequence[Mapping[str, Any]], adapter: str) -> str:
+    """The layers that are composed, and those that cannot be run with the reason why."""
+    told = {each["name"]: each["adapters"][adapter] for each in layers}
+    composed = ", ".join(name for name, origin in told.items() if origin == "composed")
+    others = [f"{name} ({origin})" for name, origin in told.items() if origin not in ("native", "composed")]
+    return "; ".join([*([f"composed: {composed}"] if composed else []), *others])
+
+
 def layers_table(adapters: Mapping[str, Adapter | str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("layer", "kind", "family", "options", "kinks", *adapters):

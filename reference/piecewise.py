@@ -196,7 +196,7 @@ def prelu_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
 
 def _along_channels(weight: Array, rank: int) -> Array:
     """The weight as it broadcasts against x: channels are axis 1."""
-    return weight.reshape(-1, *[1] * (rank - 2)) if rank > 1 else weight
+    return weight.reshape([-1, *[1] * (rank - 2)][:rank])
 
 
 def rrelu_forward(

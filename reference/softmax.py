@@ -1,10 +1,14 @@
-"""Softmax and its logarithm along one axis. Shapes: x, out, dout and dx all have the same shape."""
+"""Softmax and what belongs to it. Shapes: x, out, dout and dx all have the same shape, but for logsumexp."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import numpy as np
 
-from gradproof.layer import UNIT, Axis, Layer, Option, normalized_shape
+from gradproof.layer import MAX_RANK, UNIT, Axes, Axis, Choice, Layer, Option, Options, Shape, normalized_shape
 from gradproof.reference.common import Array, Gradients
 
 
@@ -34,26 +38,60 @@ def log_softmax_backward(dout: Array, cache: tuple[Array, int]) -> Gradients:
     return {"x": dout - np.exp(out) * dout.sum(axis=axis, keepdims=True)}
 
 
+def softmin_forward(x: Array, *, axis: int) -> tuple[Array, tuple[Array, int]]:
+    """s_i = exp(-x_i) / sum_j exp(-x_j)."""
+    return softmax_forward(-x, axis=axis)
+
+
+def softmin_backward(dout: Array, cache: tuple[Array, int]) -> Gradients:
+    """dx_i = -s_i (dout_i - sum_j dout_j s_j)."""
+    return {"x": -softmax_backward(dout, cache)["x"]}
+
+
+def logsumexp_forward(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Array, tuple[Any, ...]]:
+    """out = log(sum_j exp(x_j)), over one or more axes; the maximum is taken out of the sum first.
+
+    Shapes: out as x, the axes dropped or, with keepdims, of length 1.
+    """
+    peak = x.real.max(axis=axis, keepdims=True)
+    weights = np.exp(x - peak)
+    total = weights.sum(axis=axis, keepdims=True)
+    out = peak + np.log(total)
+    return (out if keepdims else np.squeeze(out, axis)), (weights / total, axis, keepdims)
+
+
+def logsumexp_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx_i = dout s_i, with s the softmax over the axes."""
+    softmax, axis, keepdims = cache
+    return {"x": softmax * (dout if keepdims else np.expand_dims(dout, axis))}
+
+
+def _reduced_shape(shapes: Sequence[Shape], options: Options) -> Shape:
+    shape = normalized_shape(shapes, options)
+    axes: Any = options["axis"]
+    reduced = {axis % len(shape) for axis in axes}
+    if options["keepdims"]:
+        return tuple(1 if axis in reduced else size for axis, size in enumerate(shape))
+    return tuple(size for axis, size in enumerate(shape) if axis not in reduced)
+
+
 AXIS = Option("axis", Axis(), -1)
+AXES = Option("axis", Axes(), (-1,))
+KEEPDIMS = Option("keepdims", Choice((False, True)), False)
+
+normalized = partial(
+    Layer, kind="activation", family="softmax", options=(AXIS,), ranks=(1, MAX_RANK), output_shape=normalized_shape
+)
 
 LAYERS = (
-    Layer(
-        "softmax",
-        "activation",
-        "softmax",
-        softmax_forward,
-        softmax_backward,
-        (AXIS,),
-        output_shape=normalized_shape,
-        codomain=UNIT,
-    ),
-    Layer(
-        "log_softmax",
-        "activation",
-        "softmax",
-        log_softmax_forward,
-        log_softmax_backward,
-        (AXIS,),
-        output_shape=normalized_shape,
+    normalized("softmax", forward=softmax_forward, backward=softmax_backward, codomain=UNIT),
+    normalized("log_softmax", forward=log_softmax_forward, backward=log_softmax_backward),
+    normalized("softmin", forward=softmin_forward, backward=softmin_backward, codomain=UNIT),
+    normalized(
+        "logsumexp",
+        forward=logsumexp_forward,
+        backward=logsumexp_backward,
+        options=(AXES, KEEPDIMS),
+        output_shape=_reduced_shape,
     ),
 )

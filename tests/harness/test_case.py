@@ -224,8 +224,16 @@ BAD_FIELDS = [
     ("network.inputs.0.shape", [2, -3], "input 'x': shape [2, -3]: expected a list of sizes, 0 or more"),
     ("network.inputs.0.shape", [2, 3.0], "input 'x': shape [2, 3.0]: expected a list of sizes, 0 or more"),
     ("network.inputs.0.shape", ["2", 3], "input 'x': shape ['2', 3]: expected a list of sizes, 0 or more"),
-    ("network.inputs.0.domain", "complex", "input 'x': unknown domain 'complex'; valid domains: real, unit, index"),
-    ("network.inputs.0.domain", None, "input 'x': unknown domain None; valid domains: real, unit, index"),
+    (
+        "network.inputs.0.domain",
+        "complex",
+        "input 'x': unknown domain 'complex'; valid domains: real, unit, positive, sign, index",
+    ),
+    (
+        "network.inputs.0.domain",
+        None,
+        "input 'x': unknown domain None; valid domains: real, unit, positive, sign, index",
+    ),
     ("network.inputs.1.classes", GONE, "input 'target': 'classes' is missing"),
     ("network.inputs.1.classes", "4", "input 'target': 'classes' must be of type int, got '4'"),
     ("network.inputs.1.name", "x", "the name 'x' stands for more than one input, node or parameter"),

@@ -13,8 +13,8 @@ from gradproof.adapter import Adapter, Forward
 from gradproof.case import DTYPES, Case
 from gradproof.check import Report, check, replay
 from gradproof.examination import Oracles, Subject, examine
-from gradproof.kinks import one_node, probed_subject
-from gradproof.layer import Kink, Layer, Options, OptionValue
+from gradproof.kinks import one_node, probe, probed_subject
+from gradproof.layer import Kink, Layer, Options
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.common import one_sided
@@ -35,11 +35,16 @@ def load(name: str) -> Adapter:
 
 
 KINKS = [(layer, kink) for layer in LAYERS.values() for kink in layer.kinks]
-EACH_KINK = pytest.mark.parametrize(("layer", "kink"), KINKS, ids=[layer.name for layer, _ in KINKS])
+EACH_KINK = pytest.mark.parametrize(
+    ("layer", "kink"), KINKS, ids=[f"{layer.name}-{kink.name}" for layer, kink in KINKS]
+)
+MET = [(layer, kink) for layer, kink in KINKS if layer.name in ("relu", "leaky_relu", "elu", "mae")]
+EACH_KINK_MET = pytest.mark.parametrize(("layer", "kink"), MET, ids=[layer.name for layer, _ in MET])
 
 
-def at_kink(layer: Layer, kink: Kink, dtype: str = "float64", **options: OptionValue) -> Case:
-    return one_node(layer, layer.complete(options), dict.fromkeys((a.name for a in layer.arguments), kink.point), dtype)
+def at_kink(layer: Layer, kink: Kink, dtype: str = "float64") -> Case:
+    case, _, _ = probe(layer, kink, dtype)
+    return case
 
 
 # The built-in adapters, measured.
@@ -72,13 +77,17 @@ def test_the_built_in_adapters_choose_as_measured(name: str, dtype: str) -> None
     subject, outside = probed_subject(load(name), dtype)
     chosen = {layer: dict(weights) for layer, weights in subject.conventions.items()}
     assert {layer: chosen[layer] for layer in CONVENTIONS[name]} == CONVENTIONS[name]
-    assert set(chosen) == {layer.name for layer, _ in KINKS}
+    supported = {layer.name for layer, _ in KINKS if load(name).supports(layer, layer.defaults, dtype)}
+    assert set(chosen) == supported
     assert outside == []
 
 
 def test_the_reference_chooses_its_defaults() -> None:
     subject, _ = probed_subject(NumpyReference(), "float64")
-    assert subject.conventions == {layer.name: {kink.name: kink.default} for layer, kink in KINKS}
+    chosen = [
+        (layer, name, weight) for layer, weights in subject.conventions.items() for name, weight in weights.items()
+    ]
+    assert sorted(chosen) == sorted((layer.name, kink.name, kink.default) for layer, kink in KINKS)
 
 
 # Another valid choice.
@@ -100,7 +109,7 @@ def on_the_kink(dtype: str = "float32") -> Case:
 
 @EACH_DTYPE
 @pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0])
-@EACH_KINK
+@EACH_KINK_MET
 def test_another_valid_choice_agrees_and_is_reported(layer: Layer, kink: Kink, weight: float, dtype: str) -> None:
     adapter = NumpyReference(conventions={layer.name: {kink.name: weight}})
     report = replay(on_the_kink(dtype), [adapter])
@@ -116,7 +125,27 @@ def test_a_valid_choice_need_not_be_a_round_number(weight: float, dtype: str) ->
     assert report.agrees
 
 
+@EACH_DTYPE
 @EACH_KINK
+def test_every_kink_is_probed(layer: Layer, kink: Kink, dtype: str) -> None:
+    """An adapter that chooses each end of the valid set is understood."""
+
+    class Chooser(NumpyReference):
+        def supports(self, other: Layer, options: Options, dtype: str) -> bool:
+            return other is layer
+
+    for weight in kink.valid:
+        subject, outside = probed_subject(Chooser({layer.name: {kink.name: weight}}), dtype)
+        assert subject.conventions[layer.name][kink.name] == pytest.approx(weight, abs=1e-5)
+        assert outside == []
+
+
+def test_ties_are_taken_by_the_first_the_last_or_all() -> None:
+    ties = Kink("ties", point=0.0, default=0.0, ties=True)
+    assert [weight for weight in (0.0, 0.25, 0.5, 0.75, 1.0) if ties.allows(weight, 1e-5)] == [0.0, 0.5, 1.0]
+
+
+@EACH_KINK_MET
 def test_without_its_convention_the_same_adapter_disagrees(layer: Layer, kink: Kink) -> None:
     """So that the agreement above is the convention's doing."""
     other = 1.0 if kink.default != 1.0 else 0.0
@@ -219,7 +248,7 @@ def elu_with_half(dout: Array, cache: tuple[Array, float, float]) -> dict[str, A
 
 
 def elu_case(alpha: float) -> Case:
-    return at_kink(LAYERS["elu"], LAYERS["elu"].kinks[0], alpha=alpha)
+    return one_node(LAYERS["elu"], {"alpha": alpha}, 0.0, "float64")
 
 
 def test_where_the_function_is_differentiable_there_is_no_choice() -> None:
@@ -259,10 +288,13 @@ def test_only_kinks_of_supported_layers_are_probed() -> None:
 def test_a_case_on_the_kink_has_every_element_on_it(layer: Layer, kink: Kink, dtype: str) -> None:
     case = at_kink(layer, kink, dtype)
     assert [node.layer for node in case.network.nodes] == [layer]
-    assert all((value == kink.point).all() for value in case.values.values())
+    point = np.asarray(kink.at(dict(case.network.nodes[0].options)), dtype)
+    floating = [each.name for each in case.network.inputs if each.domain.differentiable]
+    assert all((case.values[name] == point).all() for name in floating)
     assert np.unique(case.cotangent).size == case.cotangent.size
 
 
 def test_the_report_of_a_check_holds_every_convention() -> None:
     report: Report = check([NumpyReference()], networks=1, seed=1, failures=None)
-    assert report.to_json()["conventions"] == {"reference": dict.fromkeys(DTYPES, CONVENTIONS["reference"])}
+    every = {layer.name: {kink.name: kink.default for kink in layer.kinks} for layer, _ in KINKS}
+    assert report.to_json()["conventions"] == {"reference": dict.fromkeys(DTYPES, every)}
