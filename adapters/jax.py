@@ -50,6 +50,11 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return out if bias is None else out + bias
 
 
+def _bilinear(x1: Any, x2: Any, weight: Any, bias: Any = None) -> Any:
+    out = jnp.einsum("...i,oij,...j->...o", x1, weight, x2)
+    return out if bias is None else out + bias
+
+
 def _hardtanh(x: Any, min_val: float, max_val: float) -> Any:
     """`jax.nn.hard_tanh` has no bounds to choose; this is its formula with them."""
     return jnp.where(x > max_val, max_val, jnp.where(x < min_val, min_val, x))
@@ -79,6 +84,14 @@ def _prelu(x: Any, weight: Any) -> Any:
     if weight.size == 1:
         return flax.linen.PReLU().apply({"params": {"negative_slope": weight.reshape(())}}, x)
     return jnp.where(x >= 0, x, weight.reshape(-1, *[1] * (x.ndim - 2)) * x)
+
+
+def _convolution(
+    x: Any, weight: Any, bias: Any = None, *, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Any:
+    sides = [(each, each) for each in padding]
+    out = jax.lax.conv_general_dilated(x, weight, stride, sides, rhs_dilation=dilation, feature_group_count=groups)
+    return out if bias is None else out + bias.reshape(-1, *[1] * len(stride))
 
 
 ROWS: dict[str, Row] = {
@@ -136,7 +149,13 @@ ROWS: dict[str, Row] = {
     "maxout": Composed(_maxout),
     # linear, indexing
     "linear": Composed(_linear),
+    "bilinear": Composed(_bilinear),
+    "matmul": jnp.matmul,
+    "einsum": lambda a, b, equation: jnp.einsum(equation, a, b),
     # convolution, resampling
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "conv3d": _convolution,
     # pooling, normalization, dropout
     "layer_norm": _layer_norm,
     # recurrent, attention

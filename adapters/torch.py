@@ -45,6 +45,24 @@ def _sparse_plus(x: Any) -> Any:
     return torch.where(x < 1.0, 0.25 * (bend + 1.0) ** 2, x)
 
 
+def _recurrent(run: Any, cell: bool = False) -> Row:
+    """A row for one of torch's recurrent functions, which want flat lists of states and parameters."""
+
+    def row(
+        x: Any, h0: Any = None, c0: Any = None, *, layers: int, bidirectional: bool, returns: str, **parameters: Any
+    ) -> Any:
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ends = [f"_l{layer}{end}" for layer in range(layers) for end in ("", "_reverse")[: 1 + bidirectional]]
+        flat = [parameters[f"{kind}{end}"] for end in ends for kind in kinds if f"{kind}{end}" in parameters]
+        nothing = x.new_zeros(len(ends), x.shape[1], flat[1].shape[1])
+        states = [nothing if state is None else state for state in (h0, c0)]
+        biased = "bias_ih_l0" in parameters
+        outputs = run(x, states if cell else states[0], flat, biased, layers, 0.0, True, bidirectional, False)
+        return outputs[("sequence", "hidden", "cell").index(returns)]
+
+    return row
+
+
 ROWS: dict[str, Row] = {
     # activations, piecewise, elementwise
     "identity": torch.nn.Identity(),
@@ -100,10 +118,21 @@ ROWS: dict[str, Row] = {
     "maxout": Composed(_maxout),
     # linear, indexing
     "linear": F.linear,
+    "bilinear": F.bilinear,
+    "matmul": torch.matmul,
+    "einsum": lambda a, b, equation: torch.einsum(equation, a, b),
     # convolution, resampling
+    "conv1d": F.conv1d,
+    "conv2d": F.conv2d,
+    "conv3d": F.conv3d,
+    "conv_transpose1d": F.conv_transpose1d,
+    "conv_transpose2d": F.conv_transpose2d,
     # pooling, normalization, dropout
     "layer_norm": _layer_norm,
     # recurrent, attention
+    "rnn_tanh": _recurrent(torch.rnn_tanh),
+    "gru": _recurrent(torch.gru),
+    "lstm": _recurrent(torch.lstm, cell=True),
     # merges, shapes, reductions
     "add": torch.add,
     "subtract": torch.sub,

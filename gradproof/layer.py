@@ -362,6 +362,13 @@ class Kink:
             return any(abs(weight - each) <= rounding for each in TIE_WEIGHTS)
         return self.valid[0] - rounding <= weight <= self.valid[1] + rounding
 
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        if self.ties:
+            return "ties"
+        return f"{self.point:g}" if isinstance(self.point, float) else f"{'-' if self.sign < 0 else ''}{self.point}"
+
     def at(self, options: Options) -> float:
         """The point, given the layer's options."""
         return self.point if isinstance(self.point, float) else self.sign * float(options[self.point])  # type: ignore[arg-type]

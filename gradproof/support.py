@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gradproof.adapter import Adapter, supported
 from gradproof.case import DTYPES
-from gradproof.layer import Layer, Option
+from gradproof.layer import Kink, Layer, Option
 from gradproof.reference import LAYERS
 
 SCHEMA = 1
@@ -36,11 +36,19 @@ def _layer(layer: Layer, adapters: Mapping[str, Adapter | str]) -> dict[str, Any
         "kind": layer.kind,
         "family": layer.family,
         "options": {option.name: describe(option) for option in layer.options},
-        "kinks": [{"name": kink.name, "point": kink.point, "valid": list(kink.valid)} for kink in layer.kinks],
+        "kinks": [
+            {"name": kink.name, "point": _point(kink), "valid": list(kink.valid)}
+            for kink in layer.kinks
+        ],
         "adapters": {
             name: adapter if isinstance(adapter, str) else origin(adapter, layer) for name, adapter in adapters.items()
         },
     }
+
+
+def _point(kink: Kink) -> float | str:
+    """A number, or the words for what depends on options."""
+    return kink.place if kink.ties or isinstance(kink.point, str) else kink.point
 
 
 def describe(option: Option) -> str:
@@ -80,6 +88,6 @@ def layers_table(adapters: Mapping[str, Adapter | str]) -> Table:
 
 
 def _cells(row: Mapping[str, Any], adapters: Sequence[str]) -> tuple[str, ...]:
-    kinks = ", ".join(f"{kink['name']} ({kink['point']})" for kink in row["kinks"])
+    kinks = ", ".join(f"{kink.name} ({kink.place})" for kink in LAYERS[row["name"]].kinks)
     origins = (row["adapters"][adapter] for adapter in adapters)
     return (row["name"], row["kind"], row["family"], ", ".join(row["options"]), kinks, *origins)

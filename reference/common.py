@@ -54,9 +54,11 @@ def tie_shares(largest: Array, axis: int, weight: float) -> Array:
     """The share of the gradient that each of the largest elements along an axis takes.
 
     largest: where an element is one of them. weight: 0 gives it to the first, 1 to the last, else all share evenly.
+    Where none is, because the largest is NaN, the shares are NaN.
     """
     if weight == 0.0:
-        return np.where(largest & (np.cumsum(largest, axis) == 1), 1.0, 0.0)
+        others = np.where(largest.any(axis, keepdims=True), 0.0, np.nan)
+        return np.where(largest & (np.cumsum(largest, axis) == 1), 1.0, others)
     if weight == 1.0:
         return np.flip(tie_shares(np.flip(largest, axis), axis, 0.0), axis)
     return largest / largest.sum(axis=axis, keepdims=True)

@@ -1,7 +1,315 @@
-"""Margin losses: hinges, rankings, triplets."""
+"""Margin losses: nothing is lost where a prediction is right by a margin.
+
+Legend: l the unreduced loss, g the cotangent of l, C classes, z what is missing to the margin, so that l = max(z, 0).
+"""
 
 from __future__ import annotations
 
-from gradproof.layer import Layer
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-LAYERS: tuple[Layer, ...] = ()
+import numpy as np
+
+from gradproof.layer import (
+    LABEL,
+    MAX_RANK,
+    SIGN,
+    UNIT,
+    Argument,
+    Choice,
+    Domain,
+    Kink,
+    Layer,
+    Option,
+    Options,
+    Real,
+    Shape,
+    ShapeError,
+    index_domain,
+    same_shape,
+)
+from gradproof.reference.common import (
+    Array,
+    Gradients,
+    log_one_plus_exp,
+    logistic,
+    magnitude,
+    one_sided,
+    positive_part,
+    reduce_loss,
+    spread_cotangent,
+)
+
+COSINE_FLOOR = 1e-6
+"""Its square is added to the squared length of each vector in `cosine_embedding`, so that zero vectors have a cosine."""
+
+
+def hinge_forward(x: Array, target: Array, *, reduction: str, at_margin: float = 0.0) -> tuple[Array, tuple[Any, ...]]:
+    """l = max(1 - target x, 0), target -1 or 1 (Cortes and Vapnik 1995). Shapes: x, target and l are equal."""
+    missing = 1.0 - target * x
+    return reduce_loss(positive_part(missing), reduction), (x, target, missing, reduction, at_margin)
+
+
+def hinge_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = -g target, dtarget = -g x where something is missing, 0 elsewhere. At target x = 1: any share of them."""
+    x, target, missing, reduction, at_margin = cache
+    g = spread_cotangent(dout, x.shape, reduction) * one_sided(missing, 0.0, 1.0, at_margin)
+    return {"x": -g * target, "target": -g * x}
+
+
+def squared_hinge_forward(x: Array, target: Array, *, reduction: str) -> tuple[Array, tuple[Any, ...]]:
+    """l = max(1 - target x, 0)^2, target -1 or 1. Shapes: x, target and l are equal."""
+    missing = positive_part(1.0 - target * x)
+    return reduce_loss(missing * missing, reduction), (x, target, missing, reduction)
+
+
+def squared_hinge_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = -2 g max(1 - target x, 0) target, dtarget = -2 g max(1 - target x, 0) x."""
+    x, target, missing, reduction = cache
+    g = 2.0 * spread_cotangent(dout, x.shape, reduction) * missing
+    return {"x": -g * target, "target": -g * x}
+
+
+def hinge_embedding_forward(
+    x: Array, target: Array, *, margin: float, reduction: str, at_margin: float = 0.0
+) -> tuple[Array, tuple[Any, ...]]:
+    """l = x where the label is 1, max(margin - x, 0) where it is -1. Shapes: x, target and l are equal."""
+    missing = margin - x
+    loss = np.where(target == 1, x, positive_part(missing))
+    return reduce_loss(loss, reduction), (target, missing, reduction, at_margin)
+
+
+def hinge_embedding_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = g where the label is 1; where it is -1, -g below the margin, 0 above, at it any number between."""
+    target, missing, reduction, at_margin = cache
+    g = spread_cotangent(dout, missing.shape, reduction)
+    return {"x": g * np.where(target == 1, 1.0, one_sided(-missing, -1.0, 0.0, at_margin))}
+
+
+def soft_margin_forward(x: Array, target: Array, *, reduction: str) -> tuple[Array, tuple[Any, ...]]:
+    """l = log(1 + exp(-target x)), target a label -1 or 1. Shapes: x, target and l are equal."""
+    against = -target * x
+    return reduce_loss(log_one_plus_exp(against), reduction), (target, against, reduction)
+
+
+def soft_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = -g target / (1 + exp(target x))."""
+    target, against, reduction = cache
+    return {"x": -spread_cotangent(dout, target.shape, reduction) * target * logistic(against)}
+
+
+def multi_margin_forward(
+    x: Array, target: Array, weight: Array | None = None, *, p: int, margin: float, reduction: str
+) -> tuple[Array, tuple[Any, ...]]:
+    """l = sum over k != t of weight_t max(margin - x_t + x_k, 0)^p / C, t the target class (Weston and Watkins 1999).
+
+    Shapes: x (..., C), target and l (...), weight (C,).
+    """
+    chosen = np.arange(x.shape[-1]) == target[..., None]
+    own = np.take_along_axis(x, target[..., None], axis=-1)
+    missing = np.where(chosen, 0.0, positive_part(margin - own + x))
+    factor = (1.0 if weight is None else weight[target][..., None]) / x.shape[-1]
+    loss = (factor * (missing if p == 1 else missing * missing)).sum(axis=-1)
+    return reduce_loss(loss, reduction), (chosen, missing, factor, p, reduction)
+
+
+def multi_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx_k = g weight_t p max(z_k, 0)^(p - 1) / C, 0 at z_k = 0; dx_t is minus the sum of all those."""
+    chosen, missing, factor, p, reduction = cache
+    g = spread_cotangent(dout, missing.shape[:-1], reduction)[..., None]
+    slope = np.where(missing.real > 0, 1.0, 0.0) if p == 1 else 2.0 * missing
+    others = g * factor * slope
+    return {"x": np.where(chosen, -others.sum(axis=-1, keepdims=True), others)}
+
+
+def multilabel_margin_forward(x: Array, target: Array, *, reduction: str) -> tuple[Array, tuple[Any, ...]]:
+    """l = sum of max(1 - x_j + x_k, 0) / C over every target class j and every class k that is none.
+
+    Shapes: x and target (..., C), l (...). A row of the target lists classes, up to the first -1 if there is one;
+    a class that stands there twice counts twice.
+    """
+    listed = np.cumprod(target >= 0, axis=-1) > 0
+    is_entry = listed[..., None] & (target[..., None] == np.arange(x.shape[-1]))
+    other = ~is_entry.any(axis=-2, keepdims=True)
+    own = np.take_along_axis(x, np.where(listed, target, 0), axis=-1)[..., None]
+    missing = np.where(listed[..., None] & other, positive_part(1.0 - own + x[..., None, :]), 0.0)
+    return reduce_loss(missing.sum(axis=(-2, -1)) / x.shape[-1], reduction), (is_entry, missing, reduction)
+
+
+def multilabel_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """Every pair (j, k) with z > 0 adds g / C to dx_k and takes it from dx_j; at z = 0 it does not."""
+    is_entry, missing, reduction = cache
+    g = spread_cotangent(dout, missing.shape[:-2], reduction)[..., None, None]
+    pairs = g * np.where(missing.real > 0, 1.0 / missing.shape[-1], 0.0)
+    own = np.where(is_entry, pairs.sum(axis=-1, keepdims=True), 0.0)
+    return {"x": (pairs - own).sum(axis=-2)}
+
+
+def multilabel_soft_margin_forward(
+    x: Array, target: Array, weight: Array | None = None, *, reduction: str
+) -> tuple[Array, tuple[Any, ...]]:
+    """l = sum_c weight_c (log(1 + exp(x_c)) - target_c x_c) / C: the mean of each class's bce_with_logits.
+
+    Shapes: x and target (..., C), l (...), weight (C,).
+    """
+    factor = (1.0 if weight is None else weight) / x.shape[-1]
+    loss = (factor * (log_one_plus_exp(x) - target * x)).sum(axis=-1)
+    return reduce_loss(loss, reduction), (x, target, factor, reduction)
+
+
+def multilabel_soft_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx_c = g weight_c (sigmoid(x_c) - target_c) / C, dtarget_c = -g weight_c x_c / C."""
+    x, target, factor, reduction = cache
+    g = factor * spread_cotangent(dout, x.shape[:-1], reduction)[..., None]
+    return {"x": g * (logistic(x) - target), "target": -g * x}
+
+
+def margin_ranking_forward(
+    x1: Array, x2: Array, target: Array, *, margin: float, reduction: str, at_margin: float = 0.0
+) -> tuple[Array, tuple[Any, ...]]:
+    """l = max(margin - target (x1 - x2), 0), target a label: 1 ranks x1 higher, -1 lower. Shapes: all are equal."""
+    missing = margin - target * (x1 - x2)
+    return reduce_loss(positive_part(missing), reduction), (target, missing, reduction, at_margin)
+
+
+def margin_ranking_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx1 = -g target where something is missing, 0 elsewhere, dx2 = -dx1. At z = 0: any share of it."""
+    target, missing, reduction, at_margin = cache
+    dx1 = -spread_cotangent(dout, missing.shape, reduction) * target * one_sided(missing, 0.0, 1.0, at_margin)
+    return {"x1": dx1, "x2": -dx1}
+
+
+def _length(x: Array) -> Array:
+    """sqrt(x . x + COSINE_FLOOR^2) along the last axis, scaled so that no square overflows."""
+    scale = np.maximum(magnitude(x).real.max(axis=-1, keepdims=True), 1.0)
+    share, floor = x / scale, COSINE_FLOOR / scale
+    return scale * np.sqrt((share * share).sum(axis=-1, keepdims=True) + floor * floor)
+
+
+def cosine_embedding_forward(
+    x1: Array, x2: Array, target: Array, *, margin: float, reduction: str
+) -> tuple[Array, tuple[Any, ...]]:
+    """l = 1 - cos where the label is 1, max(cos - margin, 0) where it is -1, cos = x1 . x2 / (|x1| |x2|).
+
+    Shapes: x1 and x2 (..., D), target and l (...). |x| = sqrt(x . x + 1e-12).
+    """
+    length1, length2 = _length(x1), _length(x2)
+    unit1, unit2 = x1 / length1, x2 / length2
+    cosine = (unit1 * unit2).sum(axis=-1)
+    loss = np.where(target == 1, 1.0 - cosine, positive_part(cosine - margin))
+    return reduce_loss(loss, reduction), (length1, length2, unit1, unit2, cosine, target, margin, reduction)
+
+
+def cosine_embedding_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dcos = -g where the label is 1; where it is -1, g from cos = margin upwards, 0 below.
+
+    dx1 = dcos (x2 / |x2| - cos x1 / |x1|) / |x1|, and dx2 with both exchanged.
+    """
+    length1, length2, unit1, unit2, cosine, target, margin, reduction = cache
+    slope = np.where(target == 1, -1.0, np.where(cosine.real < margin, 0.0, 1.0))
+    dcosine = (spread_cotangent(dout, cosine.shape, reduction) * slope)[..., None]
+    cosine = cosine[..., None]
+    return {
+        "x1": dcosine * (unit2 - cosine * unit1) / length1,
+        "x2": dcosine * (unit1 - cosine * unit2) / length2,
+    }
+
+
+def _distance(a: Array, b: Array, p: float, eps: float) -> tuple[Array, Array]:
+    """(sum_i |a_i - b_i + eps|^p)^(1 / p) along the last axis, which is kept, and its derivative for a.
+
+    The derivative is sign(a_i - b_i + eps) (|a_i - b_i + eps| / distance)^(p - 1), 0 where the distance is.
+    """
+    apart = a - b + eps
+    size = magnitude(apart)
+    largest = size.real.max(axis=-1, keepdims=True)
+    scale = np.where(largest > 0, largest, 1.0)
+    relative = ((size / scale) ** p).sum(axis=-1, keepdims=True) ** (1.0 / p)
+    share = size / np.where(largest > 0, scale * relative, 1.0)
+    return scale * relative, one_sided(apart, -1.0, 1.0, 0.5) * share ** (p - 1.0)
+
+
+def triplet_margin_forward(
+    anchor: Array, positive: Array, negative: Array, *, p: float, margin: float, eps: float, swap: bool, reduction: str
+) -> tuple[Array, tuple[Any, ...]]:
+    """l = max(margin + d(anchor, positive) - d(anchor, negative), 0), d(a, b) = |a - b + eps|_p.
+
+    Shapes: anchor, positive and negative (..., D), l (...). With swap, the smaller of d(anchor, negative) and
+    d(positive, negative) is subtracted (Balntas et al. 2016).
+    """
+    to_positive, for_positive = _distance(anchor, positive, p, eps)
+    to_negative, for_negative = _distance(anchor, negative, p, eps)
+    swapped, for_swapped = _distance(positive, negative, p, eps)
+    share = one_sided(to_negative - swapped, 1.0, 0.0, 0.5) if swap else 1.0
+    smaller = np.where(swapped.real < to_negative.real, swapped, to_negative) if swap else to_negative
+    missing = margin + to_positive - smaller
+    slopes = (for_positive, share * for_negative, (1.0 - share) * for_swapped)
+    return reduce_loss(positive_part(missing)[..., 0], reduction), (slopes, missing, reduction)
+
+
+def triplet_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """With d' the derivative of d for its first point (minus that for its second), where nothing is missing 0, else:
+
+    danchor = g (d'(a, p) - d'(a, n)), dpositive = -g d'(a, p), dnegative = g d'(a, n); or, where d(p, n) is smaller,
+    danchor = g d'(a, p), dpositive = -g (d'(a, p) + d'(p, n)), dnegative = g d'(p, n). Half of each where they tie.
+    At z = 0 as above it.
+    """
+    (to_positive, to_negative, swapped), missing, reduction = cache
+    g = spread_cotangent(dout, missing.shape[:-1], reduction)[..., None] * np.where(missing.real < 0, 0.0, 1.0)
+    return {
+        "anchor": g * (to_positive - to_negative),
+        "positive": -g * (to_positive + swapped),
+        "negative": g * (to_negative + swapped),
+    }
+
+
+def _reduced(loss: Shape, options: Options) -> Shape:
+    return loss if options["reduction"] == "none" else ()
+
+
+def _equal(shapes: Sequence[Shape]) -> None:
+    if len(set(shapes)) > 1:
+        raise ShapeError(f"its inputs must have one shape, got {', '.join(map(str, map(list, shapes)))}")
+
+
+def _elementwise_shape(shapes: Sequence[Shape], options: Options) -> Shape:
+    _equal(shapes)
+    return _reduced(shapes[0], options)
+
+
+def _rows_shape(count: int, shapes: Sequence[Shape], options: Options) -> Shape:
+    """The first `count` inputs are rows of one shape; of what follows, labels have one per row, weights one per class."""
+    _equal(shapes[:count])
+    rows = shapes[0]
+    if rows[-1] == 0:
+        raise ShapeError(f"needs rows of at least 1 number, got an input of shape {list(rows)}")
+    expected = [rows[-1:]] * (len(shapes) - count) if count > 1 and "weighted" in options else [rows[:-1], rows[-1:]]
+    for shape, wanted in zip(shapes[count:], expected, strict=False):
+        if shape != wanted:
+            raise ShapeError(f"beside an input of shape {list(rows)} it needs one of {list(wanted)}, got {list(shape)}")
+    return _reduced(rows[:-1], options)
+
+
+def _class_domain(shape: Shape, options: Options) -> Domain:
+    return index_domain(shape[-1])
+
+
+def _list_domain(shape: Shape, options: Options) -> Domain:
+    return Domain("index", shape[-1], extra=(-1,))
+
+
+def _one_per_row(shape: Shape, options: Options) -> tuple[Shape, ...]:
+    return (shape[:-1],)
+
+
+def _one_per_class(shape: Shape, options: Options) -> tuple[Shape, ...]:
+    return (shape[-1:],)
+
+
+def _weighted(options: Options) -> bool:
+    return bool(options["weighted"])
+
+
+HINGED_LABEL = Domain("index", LABEL.classes, low=LABEL.classes, extra=(-1, 1))

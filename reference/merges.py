@@ -1,4 +1,4 @@
-"""Layers that join several arrays: arithmetic with broadcasting, and concatenation.
+"""Layers that join several arrays: arithmetic with broadcasting, concatenation and stacking.
 
 Broadcasting follows NumPy: shapes are aligned at the right, and size 1 stretches.
 """
@@ -6,11 +6,24 @@ Broadcasting follows NumPy: shapes are aligned at the right, and size 1 stretche
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-from gradproof.layer import Argument, Axis, Layer, Option, Options, Shape, ShapeError
+from gradproof.layer import (
+    MAX_RANK,
+    Argument,
+    Axis,
+    Layer,
+    Option,
+    Options,
+    OptionValue,
+    Shape,
+    ShapeError,
+    is_integer,
+    same_shape,
+)
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 
@@ -47,6 +60,22 @@ def multiply_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     return {"a": unbroadcast(dout * b, a.shape), "b": unbroadcast(dout * a, b.shape)}
 
 
+def divide_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    """out = a / b, element by element; infinite, or NaN for 0 / 0, where b is 0. Shapes: a and b broadcast to out."""
+    out = a / b
+    return out, (a, b, out)
+
+
+def divide_backward(dout: Array, cache: tuple[Array, Array, Array]) -> Gradients:
+    """da = dout / b, db = -(dout / b) (a / b), each summed over the axes along which it was broadcast.
+
+    b^2 stands nowhere: it may overflow or vanish where neither quotient does.
+    """
+    a, b, out = cache
+    share = dout / b
+    return {"a": unbroadcast(share, a.shape), "b": unbroadcast(-share * out, b.shape)}
+
+
 def concatenate_forward(*xs: Array, axis: int) -> tuple[Array, tuple[list[int], int]]:
     """out = the arrays one after another along the axis. Shapes: equal but for that axis."""
     return np.concatenate(xs, axis=axis), ([x.shape[axis] for x in xs], axis)
@@ -57,6 +86,31 @@ def concatenate_backward(dout: Array, cache: tuple[list[int], int]) -> Gradients
     sizes, axis = cache
     parts = np.split(dout, np.cumsum(sizes)[:-1], axis=axis)
     return {f"x{i}": part for i, part in enumerate(parts)}
+
+
+def stack_forward(*xs: Array, axis: int) -> tuple[Array, tuple[int, int]]:
+    """out = the arrays side by side along a new axis. Shapes: all equal."""
+    return np.stack(xs, axis=axis), (len(xs), axis)
+
+
+def stack_backward(dout: Array, cache: tuple[int, int]) -> Gradients:
+    """dx_i = slice i of dout."""
+    count, axis = cache
+    return {f"x{i}": np.take(dout, i, axis=axis) for i in range(count)}
+
+
+@dataclass(frozen=True)
+class NewAxis:
+    """Where among the first input's axes a new one goes, counted from the front or, negative, from the back."""
+
+    def contains(self, value: OptionValue, shape: Shape) -> bool:
+        return is_integer(value) and -len(shape) - 1 <= value <= len(shape)  # type: ignore[operator]
+
+    def describe(self, shape: Shape) -> str:
+        return f"a place for a new axis in an input of shape {list(shape)}: {-len(shape) - 1} to {len(shape)}"
+
+    def choices(self, shape: Shape) -> Sequence[OptionValue]:
+        return [0, -1, *range(1, len(shape) + 1), *range(-len(shape) - 1, -1)]
 
 
 def broadcast_shape(shapes: Sequence[Shape], options: Options) -> Shape:
@@ -90,6 +144,16 @@ def _concatenation_partners(shape: Shape, options: Options) -> tuple[Shape, ...]
     return tuple((*shape[:axis], size, *shape[axis + 1 :]) for size in sizes)
 
 
+def _stacked_shape(shapes: Sequence[Shape], options: Options) -> Shape:
+    axis = int(options["axis"])  # type: ignore[arg-type]
+    first, *others = shapes
+    for other in others:
+        if other != first:
+            raise ShapeError(f"cannot stack shapes {list(first)} and {list(other)}: they must be equal")
+    place = axis % (len(first) + 1)
+    return (*first[:place], len(shapes), *first[place:])
+
+
 PAIR = (Argument("a"), Argument("b", shapes=broadcast_partners))
 PARTS = (Argument("x", shapes=_concatenation_partners),)
 AXIS = (Option("axis", Axis(), -1),)
@@ -102,6 +166,7 @@ LAYERS = (
     Layer(
         "multiply", "layer", "merges", multiply_forward, multiply_backward, arguments=PAIR, output_shape=broadcast_shape
     ),
+    Layer("divide", "layer", "merges", divide_forward, divide_backward, arguments=PAIR, output_shape=broadcast_shape),
     Layer(
         "concatenate",
         "layer",
@@ -111,6 +176,18 @@ LAYERS = (
         AXIS,
         arguments=PARTS,
         variadic=True,
+        ranks=(1, MAX_RANK),
         output_shape=_concatenated_shape,
+    ),
+    Layer(
+        "stack",
+        "layer",
+        "merges",
+        stack_forward,
+        stack_backward,
+        (Option("axis", NewAxis(), 0),),
+        arguments=(Argument("x", shapes=same_shape),),
+        variadic=True,
+        output_shape=_stacked_shape,
     ),
 )

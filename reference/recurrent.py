@@ -1,7 +1,370 @@
-"""Recurrent networks."""
+"""Recurrent networks: stacked layers, each run over time in one direction or in both.
+
+Legend: T time steps, N batch, I input features, H hidden features, D directions (1 or 2), L stacked layers,
+G gates of a cell: the number of blocks of H rows in its weights. Steps are T first: x is (T, N, I).
+
+A cell sees its input and its hidden state through two linear maps, given = x weight_ih^T + bias_ih and
+recurrent = h weight_hh^T + bias_hh, both (N, G H). All else in it is elementwise, and is what a cell's step does.
+"""
 
 from __future__ import annotations
 
-from gradproof.layer import Layer
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-LAYERS: tuple[Layer, ...] = ()
+import numpy as np
+
+from gradproof.layer import Argument, Choice, Integer, Layer, Option, Options, Shape, ShapeError, Size
+from gradproof.reference.common import Array, Gradients, logistic
+
+States = tuple[Any, ...]
+Weights = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one kind of recurrent network does in one step.
+
+    step: (given, recurrent, states) -> (states, cache); the first of the states is the hidden one, the cell's output.
+    step_backward: (dstates, cache) -> (dgiven, drecurrent, dstates), the last one without what passes weight_hh.
+    """
+
+    gates: int
+    states: int
+    step: Callable[[Array, Array, States], tuple[States, Any]]
+    step_backward: Callable[[States, Any], tuple[Array, Array, States]]
+
+
+def tanh_step(given: Array, recurrent: Array, states: States) -> tuple[States, Array]:
+    """h' = tanh(given + recurrent)."""
+    out = np.tanh(given + recurrent)
+    return (out,), out
+
+
+def tanh_step_backward(dstates: States, out: Array) -> tuple[Array, Array, States]:
+    """The derivative of tanh is 1 - h'^2."""
+    dsum = dstates[0] * (1.0 - out * out)
+    return dsum, dsum, (0.0,)
+
+
+def gru_step(given: Array, recurrent: Array, states: States) -> tuple[States, tuple[Array, ...]]:
+    """h' = (1 - z) n + z h, the gates' blocks in the order r, z, n; see `gru_forward`."""
+    (given_r, given_z, given_n), (recurrent_r, recurrent_z, recurrent_n) = _blocks(given, 3), _blocks(recurrent, 3)
+    (hidden,) = states
+    reset, update = logistic(given_r + recurrent_r), logistic(given_z + recurrent_z)
+    new = np.tanh(given_n + reset * recurrent_n)
+    return ((1.0 - update) * new + update * hidden,), (reset, update, new, recurrent_n, hidden)
+
+
+def gru_step_backward(dstates: States, cache: tuple[Array, ...]) -> tuple[Array, Array, States]:
+    """Each gate's derivative from its output: s (1 - s) of the logistic function, 1 - n^2 of tanh."""
+    reset, update, new, recurrent_n, hidden = cache
+    (dout,) = dstates
+    dgiven_n = dout * (1.0 - update) * (1.0 - new * new)
+    dupdate = dout * (hidden - new) * update * (1.0 - update)
+    dreset = dgiven_n * recurrent_n * reset * (1.0 - reset)
+    dgiven = np.concatenate([dreset, dupdate, dgiven_n], axis=-1)
+    drecurrent = np.concatenate([dreset, dupdate, dgiven_n * reset], axis=-1)
+    return dgiven, drecurrent, (dout * update,)
+
+
+def lstm_step(given: Array, recurrent: Array, states: States) -> tuple[States, tuple[Array, ...]]:
+    """c' = f c + i g, h' = o tanh(c'), the gates' blocks in the order i, f, g, o; see `lstm_forward`."""
+    _, carried = states
+    i, f, g, o = _blocks(given + recurrent, 4)
+    entering, kept, new, leaving = logistic(i), logistic(f), np.tanh(g), logistic(o)
+    cell = kept * carried + entering * new
+    squashed = np.tanh(cell)
+    return (leaving * squashed, cell), (entering, kept, new, leaving, squashed, carried)
+
+
+def lstm_step_backward(dstates: States, cache: tuple[Array, ...]) -> tuple[Array, Array, States]:
+    """Each gate's derivative from its output: s (1 - s) of the logistic function, 1 - g^2 of tanh."""
+    entering, kept, new, leaving, squashed, carried = cache
+    dhidden, dcarry = dstates
+    dcell = dcarry + dhidden * leaving * (1.0 - squashed * squashed)
+    dgates = [
+        dcell * new * entering * (1.0 - entering),
+        dcell * carried * kept * (1.0 - kept),
+        dcell * entering * (1.0 - new * new),
+        dhidden * squashed * leaving * (1.0 - leaving),
+    ]
+    dsum = np.concatenate(dgates, axis=-1)
+    return dsum, dsum, (0.0, dcell * kept)
+
+
+def _blocks(gates: Array, count: int) -> list[Array]:
+    """The gates' blocks, side by side on the last axis."""
+    return np.split(gates, count, axis=-1)
+
+
+TANH = Cell(1, 1, tanh_step, tanh_step_backward)
+GRU = Cell(3, 1, gru_step, gru_step_backward)
+LSTM = Cell(4, 2, lstm_step, lstm_step_backward)
+
+
+def _run(cell: Cell, x: Array, states: States, weights: Weights) -> tuple[Array, States, tuple[Any, ...]]:
+    """One layer in one direction: its outputs (T, N, H), its last states and the cache."""
+    given = x @ weights["weight_ih"].T + weights.get("bias_ih", 0.0)
+    hidden, kept = [states[0]], []
+    for at_step in given:
+        recurrent = hidden[-1] @ weights["weight_hh"].T + weights.get("bias_hh", 0.0)
+        states, cache = cell.step(at_step, recurrent, states)
+        hidden.append(states[0])
+        kept.append(cache)
+    return np.stack(hidden[1:]), states, (x, np.stack(hidden[:-1]), kept, weights)
+
+
+def _run_backward(
+    cell: Cell, douts: Array, dstates: States, cache: tuple[Any, ...]
+) -> tuple[Array, States, dict[str, Array]]:
+    """dx, the cotangents of the first states and of the weights: back through time, the weights' summed over it."""
+    x, before, kept, weights = cache
+    dgiven, drecurrent = [], []
+    for dout, at_step in zip(douts[::-1], reversed(kept), strict=True):
+        dhidden, *dothers = dstates
+        dg, dr, direct = cell.step_backward((dhidden + dout, *dothers), at_step)
+        dstates = (direct[0] + dr @ weights["weight_hh"], *direct[1:])
+        dgiven.append(dg)
+        drecurrent.append(dr)
+    into, back = np.stack(dgiven[::-1]), np.stack(drecurrent[::-1])
+    gradients = {
+        "weight_ih": np.einsum("tng,tni->gi", into, x),
+        "weight_hh": np.einsum("tng,tnh->gh", back, before),
+    }
+    if "bias_ih" in weights:
+        gradients |= {"bias_ih": into.sum(axis=(0, 1)), "bias_hh": back.sum(axis=(0, 1))}
+    return into @ weights["weight_ih"], dstates, gradients
+
+
+RETURNS = ("sequence", "hidden", "cell")
+
+
+def _forward(
+    cell: Cell,
+    x: Array,
+    initial: Sequence[Array | None],
+    parameters: Weights,
+    layers: int,
+    bidirectional: bool,
+    returns: str,
+) -> tuple[Array, tuple[Any, ...]]:
+    """Each layer reads the outputs of the one below, both directions side by side; the first states are 0 by default.
+
+    The first and last states of layer l in direction d stand at l D + d.
+    """
+    runs = _suffixes(layers, bidirectional)
+    directions = len(runs) // layers
+    shape = (len(runs), x.shape[1], parameters["weight_hh_l0"].shape[1])
+    first = [np.zeros_like(x, shape=shape) if state is None else state for state in initial]
+    last, caches = [], []
+    for layer in range(layers):
+        outs = []
+        for direction in range(directions):
+            at = layer * directions + direction
+            weights = {name[: -len(runs[at])]: parameters[name] for name in _slots(cell, runs[at], parameters)}
+            states = tuple(state[at] for state in first)
+            out, states, cache = _run(cell, _turned(x, direction), states, weights)
+            outs.append(_turned(out, direction))
+            last.append(states)
+            caches.append(cache)
+        x = np.concatenate(outs, axis=-1)
+    which = RETURNS.index(returns)
+    out = np.stack([states[which - 1] for states in last]) if which else x
+    return out, (caches, layers, bidirectional, which, tuple(state is not None for state in initial))
+
+
+def _backward(cell: Cell, dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """From the last layer to the first, each direction back through its own time."""
+    caches, layers, bidirectional, which, initial = cache
+    runs = _suffixes(layers, bidirectional)
+    directions = len(runs) // layers
+    _, before, _, _ = caches[0]
+    steps, batch, features = before.shape
+    nothing = np.zeros_like(dout, shape=(len(runs), batch, features))
+    dlast = [dout if which == state + 1 else nothing for state in range(cell.states)]
+    dx = np.zeros_like(dout, shape=(steps, batch, directions * features)) if which else dout
+    gradients: Gradients = {}
+    dfirst: list[States] = []
+    for layer in reversed(range(layers)):
+        dparts = np.split(dx, directions, axis=-1)
+        dinputs = []
+        for direction in reversed(range(directions)):
+            at = layer * directions + direction
+            dstates = tuple(each[at] for each in dlast)
+            dinput, dstates, dweights = _run_backward(cell, _turned(dparts[direction], direction), dstates, caches[at])
+            dinputs.append(_turned(dinput, direction))
+            dfirst.insert(0, dstates)
+            gradients |= {f"{name}{runs[at]}": each for name, each in dweights.items()}
+        dx = dinputs[0] + dinputs[1] if bidirectional else dinputs[0]
+    starts = {f"{name}0": np.stack(each) for name, each in zip("hc", zip(*dfirst, strict=True), strict=False)}
+    return (
+        {"x": dx} | {name: each for (name, each), was in zip(starts.items(), initial, strict=True) if was} | gradients
+    )
+
+
+def _turned(x: Array, direction: int) -> Array:
+    """The second direction reads time from its end."""
+    return x[::-1] if direction else x
+
+
+def _suffixes(layers: int, bidirectional: bool) -> list[str]:
+    """What the names of a layer's parameters end in, in the order of the states."""
+    ends = ("", "_reverse") if bidirectional else ("",)
+    return [f"_l{layer}{end}" for layer in range(layers) for end in ends]
+
+
+def _slots(cell: Cell, suffix: str, parameters: Weights) -> list[str]:
+    names = (f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    return [name for name in names if name in parameters]
+
+
+def rnn_tanh_forward(
+    x: Array, h0: Array | None = None, *, layers: int, bidirectional: bool, returns: str, **parameters: Array
+) -> tuple[Array, tuple[Any, ...]]:
+    """h_t = tanh(weight_ih x_t + bias_ih + weight_hh h_{t-1} + bias_hh) (Elman 1990).
+
+    Shapes: x (T, N, I), h0 (L D, N, H), weight_ih (H, I), in higher layers (H, D H), weight_hh (H, H), biases (H,).
+    Returns the outputs of the last layer (T, N, D H) or the last hidden states (L D, N, H).
+    """
+    return _forward(TANH, x, (h0,), parameters, layers, bidirectional, returns)
+
+
+def rnn_tanh_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """With s the sum in tanh: ds = dh (1 - h^2), dh_{t-1} = weight_hh^T ds; weights sum their outer products."""
+    return _backward(TANH, dout, cache)
+
+
+def gru_forward(
+    x: Array, h0: Array | None = None, *, layers: int, bidirectional: bool, returns: str, **parameters: Array
+) -> tuple[Array, tuple[Any, ...]]:
+    """h_t = (1 - z) n + z h_{t-1} (Cho et al. 2014), with given a and recurrent b from the legend of this file:
+
+    r = sigmoid(a_r + b_r), z = sigmoid(a_z + b_z), n = tanh(a_n + r b_n). Shapes as in `rnn_tanh_forward`, but for
+    three blocks of H rows (r, z, n) in weights and biases.
+    """
+    return _forward(GRU, x, (h0,), parameters, layers, bidirectional, returns)
+
+
+def gru_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """db_n = r da_n, where da_n = dh (1 - z) (1 - n^2); dh_{t-1} = z dh + weight_hh^T db; see `gru_step_backward`."""
+    return _backward(GRU, dout, cache)
+
+
+def lstm_forward(
+    x: Array,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    *,
+    layers: int,
+    bidirectional: bool,
+    returns: str,
+    **parameters: Array,
+) -> tuple[Array, tuple[Any, ...]]:
+    """c_t = f c_{t-1} + i g, h_t = o tanh(c_t) (Hochreiter and Schmidhuber 1997; f by Gers et al. 2000).
+
+    i, f, o = sigmoid and g = tanh of the four blocks of weight_ih x_t + bias_ih + weight_hh h_{t-1} + bias_hh.
+    Shapes as in `rnn_tanh_forward`, but for four blocks of H rows (i, f, g, o); c0 has h0's. May return the last
+    cell states too (L D, N, H).
+    """
+    return _forward(LSTM, x, (h0, c0), parameters, layers, bidirectional, returns)
+
+
+def lstm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dc_t gains dh o (1 - tanh(c_t)^2); dc_{t-1} = f dc_t; dh_{t-1} = weight_hh^T ds; see `lstm_step_backward`."""
+    return _backward(LSTM, dout, cache)
+
+
+def _states_shape(shape: Shape, options: Options) -> Shape:
+    directions = 2 if options["bidirectional"] else 1
+    return (int(options["layers"]) * directions, shape[1], int(options["hidden"]))  # type: ignore[arg-type]
+
+
+def _output_shape(shapes: Sequence[Shape], options: Options) -> Shape:
+    x, *initial = shapes
+    if 0 in x:
+        raise ShapeError(f"needs at least one time step, row and feature, got an input of shape {list(x)}")
+    states = _states_shape(x, options)
+    for shape in initial:
+        if shape != states:
+            raise ShapeError(f"its initial states must have shape {list(states)}, got {list(shape)}")
+    directions = 2 if options["bidirectional"] else 1
+    return states if options["returns"] != "sequence" else (x[0], x[1], directions * states[-1])
+
+
+def _parameters(cell: Cell, shapes: Sequence[Shape], options: Options) -> dict[str, Shape]:
+    hidden, layers = int(options["hidden"]), int(options["layers"])  # type: ignore[arg-type]
+    suffixes = _suffixes(layers, bool(options["bidirectional"]))
+    rows = cell.gates * hidden
+    slots: dict[str, Shape] = {}
+    for suffix in suffixes:
+        below = shapes[0][-1] if suffix.startswith("_l0") else len(suffixes) // layers * hidden
+        slots |= {f"weight_ih{suffix}": (rows, below), f"weight_hh{suffix}": (rows, hidden)}
+        slots |= {f"bias_ih{suffix}": (rows,), f"bias_hh{suffix}": (rows,)} if options["use_bias"] else {}
+    return slots
+
+
+def _initial_shapes(shape: Shape, options: Options) -> tuple[Shape, ...]:
+    return (_states_shape(shape, options),)
+
+
+def _initial(name: str) -> Argument:
+    return Argument(name, shapes=_initial_shapes, when=lambda options: bool(options["initial"]))
+
+
+@dataclass(frozen=True)
+class Hidden(Size):
+    """The number of hidden features, drawn from few, because JAX compiles once per shape."""
+
+    def choices(self, shape: Shape) -> Sequence[int]:
+        return (3, 1)
+
+
+def _options(returns: tuple[str, ...]) -> tuple[Option, ...]:
+    return (
+        Option("hidden", Hidden(), structural=True),
+        Option("layers", Integer(1, (1, 2, 3)), 1),
+        Option("bidirectional", Choice((False, True)), False),
+        Option("use_bias", Choice((True, False)), True, structural=True),
+        Option("initial", Choice((False, True)), False, structural=True),
+        Option("returns", Choice(returns), "sequence"),
+    )
+
+
+recurrent = partial(
+    Layer,
+    kind="layer",
+    family="recurrent",
+    ranks=(3, 3),
+    shapes=((3, 2, 2), (1, 1, 1), (5, 1, 3)),
+    output_shape=_output_shape,
+)
+
+LAYERS: tuple[Layer, ...] = (
+    recurrent(
+        "rnn_tanh",
+        forward=rnn_tanh_forward,
+        backward=rnn_tanh_backward,
+        options=_options(RETURNS[:2]),
+        arguments=(Argument("x"), _initial("h0")),
+        parameters=partial(_parameters, TANH),
+    ),
+    recurrent(
+        "gru",
+        forward=gru_forward,
+        backward=gru_backward,
+        options=_options(RETURNS[:2]),
+        arguments=(Argument("x"), _initial("h0")),
+        parameters=partial(_parameters, GRU),
+    ),
+    recurrent(
+        "lstm",
+        forward=lstm_forward,
+        backward=lstm_backward,
+        options=_options(RETURNS),
+        arguments=(Argument("x"), _initial("h0"), _initial("c0")),
+        parameters=partial(_parameters, LSTM),
+    ),
+)

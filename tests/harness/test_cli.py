@@ -77,12 +77,12 @@ class Tabled(TableAdapter, NumpyReference):
 
 
 class Counting(NumpyReference):
-    """Does something at the fourth network that `check` draws; probes of kinks have inputs of shape [2]."""
+    """Does something at the fourth network that `check` draws; in probes the node is named after its layer."""
 
     seen = 0
 
     def forward(self, network, values, dtype):
-        self.seen += network.inputs[0].shape != (2,)
+        self.seen += network.nodes[-1].name != network.nodes[-1].layer.name
         if self.seen > 3:
             self.happen()
         return super().forward(network, values, dtype)

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 VOCABULARY = {"gradproof.layer", "gradproof.network", "gradproof.adapter"}
 ALLOWED = {
     "reference": {"numpy", "scipy.special", *VOCABULARY, "gradproof.reference"},
-    "adapters": {"numpy", "platformdirs", "torch", "jax", "optax", *VOCABULARY, "gradproof.adapters"},
+    "adapters": {"numpy", "platformdirs", "torch", "jax", "optax", "flax", *VOCABULARY, "gradproof.adapters"},
 }
-HEAVY = ("torch", "jax", "optax", "hypothesis", "rich", "scipy")
+HEAVY = ("torch", "jax", "optax", "flax", "hypothesis", "rich", "scipy")
 
 
 def imported(source: str) -> Iterator[str]:
@@ -57,6 +57,6 @@ def test_importing_gradproof_imports_nothing_heavy() -> None:
 
 
 def test_the_command_line_imports_no_framework_before_it_is_asked_for() -> None:
-    script = "import sys, gradproof.cli; print([each for each in ('torch', 'jax', 'optax') if each in sys.modules])"
+    script = "import sys, gradproof.cli; print([each for each in ('torch', 'jax', 'optax', 'flax') if each in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

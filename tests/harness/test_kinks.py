@@ -11,7 +11,7 @@ import pytest
 
 from gradproof.adapter import Adapter, Forward
 from gradproof.case import DTYPES, Case
-from gradproof.check import Report, check, replay
+from gradproof.check import Report, Run, check, replay
 from gradproof.examination import Oracles, Subject, examine
 from gradproof.kinks import one_node, probe, probed_subject
 from gradproof.layer import Kink, Layer, Options
@@ -213,8 +213,9 @@ def test_an_invalid_choice_disagrees_and_the_layer_is_named(at_zero: Any, dtype:
 
 @pytest.mark.parametrize("at_zero", INVALID.values(), ids=INVALID)
 def test_an_invalid_choice_is_found_where_no_network_meets_it(at_zero: Any) -> None:
-    case = one_node(LAYERS["tanh"], {}, {"x": 0.0}, "float64")
-    report = replay(case, [NumpyReference(rows={"relu": relu_with(at_zero)})])
+    run = Run({"reference": NumpyReference(rows={"relu": relu_with(at_zero)})}, ["float64"])
+    run.prepare()
+    report = run.report
     assert not report.agrees
     assert {each.layer for each in report.disagreements} == {"relu"}
     assert "relu" not in report.conventions["reference"]["float64"]

@@ -541,7 +541,8 @@ def test_an_adapters_name_and_version_are_shown_as_they_are() -> None:
     assert lines[0] == "mine[gpu] 1.0 [cuda] :key:"
     assert lines[3].startswith("mine[gpu]  float64  ")
     assert lines[5] == "networks with layer  mine[gpu] float64"
-    assert rendered(conventions_table(report.conventions)).startswith("layer       kink       mine[gpu] float64\n")
+    conventions = {"mine[gpu]": {"float64": {"leaky_relu": {"at_zero": 0.0}}}}
+    assert rendered(conventions_table(conventions)).startswith("layer       kink     mine[gpu] float64\n")
 
 
 def test_a_reason_is_shown_as_it_is_in_the_table_of_layers() -> None:
