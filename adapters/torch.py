@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +19,111 @@ def _layer_norm(x: Any, weight: Any = None, bias: Any = None, *, axes: int, eps:
     return F.layer_norm(x, x.shape[-axes:], weight, bias, eps)
 
 
-def _cross_entropy(x: Any, target: Any, *, targets: str, reduction: str) -> Any:
+def _lp_pool(x: Any, p: int, kernel: int, stride: int, ceil_mode: bool) -> Any:
+    pool = F.lp_pool1d if x.ndim == 3 else F.lp_pool2d
+    return pool(x, p, kernel, stride, ceil_mode)
+
+
+ADAPTIVE_AVG_POOLS = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
+ADAPTIVE_MAX_POOLS = {3: F.adaptive_max_pool1d, 4: F.adaptive_max_pool2d, 5: F.adaptive_max_pool3d}
+
+
+def _global_pool(pools: dict[int, Any]) -> Row:
+    """torch has these as adaptive pools to a size of 1."""
+
+    def pool(x: Any, keepdims: bool) -> Any:
+        pooled = pools[x.ndim](x, 1)
+        return pooled if keepdims else pooled.flatten(1)
+
+    return pool
+
+
+def _batch_norm(
+    x: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None, *, eps: float
+) -> Any:
+    if running_mean is None:
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    return F.batch_norm(x, running_mean.detach(), running_var.detach(), weight, bias, eps=eps)
+
+
+def _rms_norm(x: Any, weight: Any = None, *, axes: int, eps: float) -> Any:
+    return F.rms_norm(x, x.shape[-axes:], weight, eps)
+
+
+def _group_norm(x: Any, weight: Any = None, bias: Any = None, *, groups: int, eps: float) -> Any:
+    """The function behind `F.group_norm`, which refuses a group of one value in a batch of one."""
+    return torch.group_norm(x, groups, weight, bias, eps)
+
+
+def _instance_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:
+    return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+
+
+def _weight_norm(x: Any, direction: Any, magnitude: Any, bias: Any = None) -> Any:
+    """What `torch.nn.utils.parametrizations.weight_norm` computes, for a linear layer."""
+    return F.linear(x, torch._weight_norm(direction, magnitude[:, None], 0), bias)
+
+
+def _constant(weight: Any) -> Any:
+    """torch refuses weights that are recorded on the tape, for it cannot differentiate with respect to them."""
+    return None if weight is None else weight.detach()
+
+
+def _bce(x: Any, target: Any, weight: Any = None, *, reduction: str) -> Any:
+    return F.binary_cross_entropy(x, target, _constant(weight), reduction=reduction)
+
+
+def _bce_with_logits(x: Any, target: Any, weight: Any = None, pos_weight: Any = None, *, reduction: str) -> Any:
+    weights = {"weight": _constant(weight), "pos_weight": _constant(pos_weight)}
+    return F.binary_cross_entropy_with_logits(x, target, **weights, reduction=reduction)
+
+
+def _cross_entropy(x: Any, target: Any, weight: Any = None, *, targets: str, **options: Any) -> Any:
     """torch keeps the classes on axis 1 of a batch, gradproof on the last axis."""
     if x.ndim > 2:
         x = x.movedim(-1, 1)
         target = target.movedim(-1, 1) if targets == "probabilities" else target
-    return F.cross_entropy(x, target, reduction=reduction)
+    return F.cross_entropy(x, target, _constant(weight), **options)
+
+
+def _nll(x: Any, target: Any, weight: Any = None, **options: Any) -> Any:
+    # Where x has four axes, its backward pass raises "grad_input must be contiguous" without that call.
+    x = x.movedim(-1, 1).contiguous() if x.ndim > 2 else x
+    return F.nll_loss(x, target, _constant(weight), **options)
+
+
+def _kl_div(x: Any, target: Any, *, log_target: bool, reduction: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "reduction: 'mean'")  # that it is not "batchmean"
+        return F.kl_div(x, target, log_target=log_target, reduction=reduction)
+
+
+def _log_cosh(x: Any, target: Any, reduction: str) -> Any:
+    """In two forms: one keeps its digits near 0, the other does not overflow."""
+    error = x - target
+    near = error.abs() < 1.0
+    half = torch.sinh(0.5 * torch.where(near, error, 0.0))
+    size = torch.where(near, 1.0, error).abs()
+    far = size + torch.log1p(torch.exp(-2.0 * size)) - math.log(2.0)
+    return _reduced(torch.where(near, torch.log1p(2.0 * half * half), far), reduction)
+
+
+def _sigmoid_focal(x: Any, target: Any, *, alpha: float, gamma: float, reduction: str) -> Any:
+    wrong = (1.0 - target) * torch.sigmoid(x) + target * torch.sigmoid(-x)
+    entropy = -target * F.logsigmoid(x) - (1.0 - target) * F.logsigmoid(-x)
+    balance = alpha * target + (1.0 - alpha) * (1.0 - target) if alpha >= 0.0 else 1.0
+    return _reduced(balance * wrong**gamma * entropy, reduction)
+
+
+def _dice(x: Any, target: Any, *, axes: int, smooth: float, squared: bool, reduction: str) -> Any:
+    over = tuple(range(-axes, 0))
+    sizes = x * x + target * target if squared else x + target
+    overlap = (2.0 * (x * target).sum(over) + smooth) / (sizes.sum(over) + smooth)
+    return _reduced(1.0 - overlap, reduction)
+
+
+def _reduced(loss: Any, reduction: str) -> Any:
+    return loss if reduction == "none" else getattr(loss, reduction)()
 
 
 def _swiglu(x: Any, axis: int) -> Any:
@@ -63,6 +164,149 @@ def _recurrent(run: Any, cell: bool = False) -> Row:
     return row
 
 
+def _causal(queries: int, keys: int) -> Any:
+    return torch.ones(queries, keys, dtype=torch.bool).tril()
+
+
+def _attention(
+    q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, *, causal: bool, scale: float | str, groups: int
+) -> Any:
+    """torch takes one mask, and either it or `is_causal`."""
+    attended = bias if mask is None else mask.bool()
+    if causal and attended is not None:
+        attended = torch.where(_causal(q.shape[-2], k.shape[-2]), attended, -torch.inf if mask is None else False)
+    factor = None if isinstance(scale, str) else scale
+    return F.scaled_dot_product_attention(
+        q, k, v, attended, is_causal=causal and attended is None, scale=factor, enable_gqa=groups > 1
+    )
+
+
+def _multi_head_attention(
+    query: Any,
+    key: Any = None,
+    value: Any = None,
+    mask: Any = None,
+    bias: Any = None,
+    padding: Any = None,
+    *,
+    heads: int,
+    causal: bool,
+    in_proj_weight: Any = None,
+    in_proj_bias: Any = None,
+    out_proj_weight: Any,
+    out_proj_bias: Any = None,
+    **apart: Any,
+) -> Any:
+    """torch's masks are true where a key is hidden; where one mask is additive, all are."""
+    key = query if key is None else key
+    scores = (query.shape[0], key.shape[0])
+    hidden = None if mask is None else mask == 0
+    if causal:
+        later = ~_causal(*scores)
+        hidden = later if hidden is None else hidden | later
+        bias = None if bias is None else torch.where(later, -torch.inf, bias)
+    unseen = None if padding is None else padding == 0
+    if bias is not None and unseen is not None:
+        unseen = torch.where(unseen, -torch.inf, torch.zeros((), dtype=bias.dtype))
+    out, _ = F.multi_head_attention_forward(
+        *(query, key, key if value is None else value, query.shape[-1], heads, in_proj_weight, in_proj_bias),
+        *(None, None, False, 0.0, out_proj_weight, out_proj_bias),
+        key_padding_mask=unseen,
+        # The weights would be NaN where a query is allowed no key; without them, torch gives 0.
+        need_weights=False,
+        attn_mask=hidden if bias is None else bias,
+        is_causal=causal and mask is None and bias is None,
+        use_separate_proj_weight=in_proj_weight is None,
+        **apart,
+    )
+    return out
+
+
+def _rotary(x: Any, *, axis: int, pairs: str, base: float) -> Any:
+    half = x.shape[-1] // 2
+    frequencies = base ** (-torch.arange(half, dtype=x.dtype) / half)
+    angles = torch.outer(torch.arange(x.shape[axis], dtype=x.dtype), frequencies)
+    shape = [1] * x.ndim
+    shape[axis], shape[-1] = angles.shape
+    cosine, sine = angles.cos().reshape(shape), angles.sin().reshape(shape)
+    a, b = (x[..., 0::2], x[..., 1::2]) if pairs == "interleaved" else x.chunk(2, dim=-1)
+    turned = (a * cosine - b * sine, a * sine + b * cosine)
+    return torch.stack(turned, dim=-1).flatten(-2) if pairs == "interleaved" else torch.cat(turned, dim=-1)
+
+
+def _reduce_prod(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    """torch.prod takes one axis; the axes are made one, the last."""
+    positive = [axis % x.ndim for axis in axes]
+    product = x.movedim(positive, tuple(range(-len(axes), 0))).flatten(-len(axes)).prod(dim=-1)
+    return (
+        product.reshape([1 if axis in positive else size for axis, size in enumerate(x.shape)]) if keepdims else product
+    )
+
+
+def _cumsum(x: Any, axis: int, reverse: bool) -> Any:
+    return torch.cumsum(x.flip(axis), dim=axis).flip(axis) if reverse else torch.cumsum(x, dim=axis)
+
+
+def _binary_hinge(x: Any, target: Any) -> Any:
+    return F.relu(1.0 - target * x)
+
+
+def _torch_reduced(loss: Row) -> Row:
+    reductions: dict[str, Row] = {"none": lambda each: each, "mean": torch.mean, "sum": torch.sum}
+    return lambda *arrays, reduction: reductions[reduction](loss(*arrays))
+
+
+def _multi_margin(x: Any, target: Any, weight: Any = None, **options: Any) -> Any:
+    return F.multi_margin_loss(x, target, weight=None if weight is None else weight.detach(), **options)
+
+
+def _ctc(logits: Any, *targets_and_lengths: Any, **options: Any) -> Any:
+    return F.ctc_loss(F.log_softmax(logits, dim=-1), *targets_and_lengths, **options)
+
+
+def _upsample(x: Any, *, size: int | tuple[int, ...], mode: str, align_corners: bool) -> Any:
+    linear = ("linear", "bilinear", "trilinear")[x.ndim - 3]
+    named = {"nearest_exact": "nearest-exact", "linear": linear, "cubic": "bicubic"}.get(mode, mode)
+    extent: dict[str, Any] = {"size": size} if isinstance(size, tuple) else {"scale_factor": size}
+    return F.interpolate(x, **extent, mode=named, align_corners=align_corners if mode in ("linear", "cubic") else None)
+
+
+def _pad(x: Any, *, amounts: tuple[int, ...], mode: str, value: float) -> Any:
+    """torch begins with the last axis, and takes other modes than constant after exactly two axes."""
+    axes = len(amounts) // 2
+    last_first = [each for axis in reversed(range(axes)) for each in amounts[2 * axis : 2 * axis + 2]]
+    if mode == "constant":
+        return F.pad(x, last_first, value=value)
+    leading = x.shape[: x.ndim - axes]
+    padded = F.pad(x.reshape(leading.numel(), 1, *x.shape[x.ndim - axes :]), last_first, mode=mode)
+    return padded.reshape(*leading, *padded.shape[2:])
+
+
+def _embedding(indices: Any, weight: Any, *, padding_idx: int) -> Any:
+    return F.embedding(indices, weight, None if padding_idx < 0 else padding_idx)
+
+
+def _embedding_bag(indices: Any, weight: Any, per_sample_weights: Any = None, *, mode: str, padding_idx: int) -> Any:
+    padding = None if padding_idx < 0 else padding_idx
+    return F.embedding_bag(indices, weight, mode=mode, per_sample_weights=per_sample_weights, padding_idx=padding)
+
+
+def _slice(x: Any, *, axis: int, start: int, stop: int, step: int) -> Any:
+    """torch has no negative steps; they are positive ones through the flipped axis."""
+    places = range(x.shape[axis])[start:stop:step]
+    if step < 0:
+        last = x.shape[axis] - 1
+        x, places = x.flip(axis), range(last - places[0], last - places[-1] + 1, -step)
+    return x.movedim(axis, 0)[places.start : places.stop : places.step].movedim(0, axis)
+
+
+def _top_k(x: Any, *, k: int, axis: int, largest: bool) -> Any:
+    """`torch.topk` picks any of equal elements; its stable sort, used where there are some, picks the first."""
+    ordered = torch.sort(x, dim=axis, descending=largest, stable=True).values
+    tied = bool((ordered.diff(dim=axis) == 0.0).any())
+    return ordered.narrow(axis, 0, k) if tied else torch.topk(x, k, axis, largest).values
+
+
 ROWS: dict[str, Row] = {
     # activations, piecewise, elementwise
     "identity": torch.nn.Identity(),
@@ -78,7 +322,7 @@ ROWS: dict[str, Row] = {
     "quick_gelu": Composed(lambda x: x * torch.sigmoid(1.702 * x)),
     "mish": F.mish,
     "softsign": F.softsign,
-    "squareplus": Composed(lambda x, b: 0.5 * (x + torch.sqrt(x * x + b))),
+    "squareplus": Composed(lambda x, b: 0.5 * (x + torch.hypot(x, torch.full_like(x, b**0.5)))),
     "tanhshrink": F.tanhshrink,
     "log_sigmoid": F.logsigmoid,
     "relu6": F.relu6,
@@ -121,33 +365,97 @@ ROWS: dict[str, Row] = {
     "bilinear": F.bilinear,
     "matmul": torch.matmul,
     "einsum": lambda a, b, equation: torch.einsum(equation, a, b),
+    "embedding": _embedding,
+    "embedding_bag": _embedding_bag,
+    "gather": lambda x, indices, axis: torch.take_along_dim(x, indices, dim=axis),
+    "scatter_add": lambda x, indices, source, axis: torch.scatter_add(x, axis, indices, source),
+    "where": lambda a, b, condition: torch.where(condition == 1, a, b),
+    "slice": _slice,
+    "split": lambda x, axis, parts, index: torch.tensor_split(x, parts, dim=axis)[index],
+    "sort": lambda x, axis, descending: torch.sort(x, dim=axis, descending=descending, stable=True).values,
+    "top_k": _top_k,
     # convolution, resampling
     "conv1d": F.conv1d,
     "conv2d": F.conv2d,
     "conv3d": F.conv3d,
     "conv_transpose1d": F.conv_transpose1d,
     "conv_transpose2d": F.conv_transpose2d,
+    "upsample": _upsample,
+    "pixel_shuffle": lambda x, factor: F.pixel_shuffle(x, factor),
+    "pad": _pad,
     # pooling, normalization, dropout
+    "max_pool1d": lambda x, kernel, **options: F.max_pool1d(x, kernel, **options),
+    "max_pool2d": lambda x, kernel, **options: F.max_pool2d(x, kernel, **options),
+    "avg_pool1d": lambda x, kernel, **options: F.avg_pool1d(x, kernel, **options),
+    "avg_pool2d": lambda x, kernel, **options: F.avg_pool2d(x, kernel, **options),
+    "lp_pool": _lp_pool,
+    "adaptive_avg_pool": lambda x, output_size: ADAPTIVE_AVG_POOLS[x.ndim](x, output_size),
+    "adaptive_max_pool": lambda x, output_size: ADAPTIVE_MAX_POOLS[x.ndim](x, output_size),
+    "global_avg_pool": _global_pool(ADAPTIVE_AVG_POOLS),
+    "global_max_pool": _global_pool(ADAPTIVE_MAX_POOLS),
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "batch_norm": _batch_norm,
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
+    "local_response_norm": F.local_response_norm,
+    "weight_norm": _weight_norm,
+    "dropout": Composed(lambda x, mask, p: x * mask / (1.0 - p)),
     # recurrent, attention
     "rnn_tanh": _recurrent(torch.rnn_tanh),
     "gru": _recurrent(torch.gru),
     "lstm": _recurrent(torch.lstm, cell=True),
+    "scaled_dot_product_attention": _attention,
+    "multi_head_attention": _multi_head_attention,
+    "rotary": Composed(_rotary),
     # merges, shapes, reductions
     "add": torch.add,
     "subtract": torch.sub,
     "multiply": torch.mul,
+    "divide": torch.div,
     "concatenate": lambda *xs, axis: torch.cat(xs, dim=axis),
     "reshape": torch.reshape,
     "flatten": lambda x: torch.flatten(x, start_dim=1) if x.ndim > 1 else x.unflatten(0, (-1, 1)),
+    "stack": lambda *xs, axis: torch.stack(xs, dim=axis),
+    "transpose": lambda x, axes: torch.permute(x, axes),
+    "broadcast": lambda x, shape: torch.broadcast_to(x, shape),
+    "reduce_sum": lambda x, axes, keepdims: torch.sum(x, dim=axes, keepdim=keepdims),
+    "reduce_mean": lambda x, axes, keepdims: torch.mean(x, dim=axes, keepdim=keepdims),
+    "reduce_max": lambda x, axes, keepdims: torch.amax(x, dim=axes, keepdim=keepdims),
+    "reduce_min": lambda x, axes, keepdims: torch.amin(x, dim=axes, keepdim=keepdims),
+    "reduce_prod": _reduce_prod,
+    "reduce_var": lambda x, axes, ddof, keepdims: torch.var(x, dim=axes, correction=ddof, keepdim=keepdims),
+    "reduce_std": lambda x, axes, ddof, keepdims: torch.std(x, dim=axes, correction=ddof, keepdim=keepdims),
+    "reduce_norm": lambda x, p, axes, keepdims: torch.linalg.vector_norm(x, ord=p, dim=axes, keepdim=keepdims),
+    "cumsum": _cumsum,
     # losses
     "mse": F.mse_loss,
     "half_squared_error": Composed(lambda x, target, reduction: 0.5 * F.mse_loss(x, target, reduction=reduction)),
     "mae": F.l1_loss,
-    "bce": F.binary_cross_entropy,
-    "bce_with_logits": F.binary_cross_entropy_with_logits,
+    "huber": F.huber_loss,
+    "smooth_l1": F.smooth_l1_loss,
+    "log_cosh": Composed(_log_cosh),
+    "poisson_nll": F.poisson_nll_loss,
+    "gaussian_nll": F.gaussian_nll_loss,
+    "bce": _bce,
+    "bce_with_logits": _bce_with_logits,
     "cross_entropy": _cross_entropy,
+    "nll": _nll,
+    "kl_div": _kl_div,
+    "sigmoid_focal": Composed(_sigmoid_focal),
+    "dice": Composed(_dice),
     # margins, ctc
+    "hinge": Composed(_torch_reduced(_binary_hinge)),
+    "squared_hinge": Composed(_torch_reduced(lambda x, target: _binary_hinge(x, target) ** 2)),
+    "hinge_embedding": F.hinge_embedding_loss,
+    "soft_margin": lambda x, target, reduction: F.soft_margin_loss(x, target.detach(), reduction=reduction),
+    "multi_margin": _multi_margin,
+    "multilabel_margin": F.multilabel_margin_loss,
+    "multilabel_soft_margin": F.multilabel_soft_margin_loss,
+    "margin_ranking": F.margin_ranking_loss,
+    "cosine_embedding": F.cosine_embedding_loss,
+    "triplet_margin": F.triplet_margin_loss,
+    "ctc": _ctc,
 }
 
 

@@ -6,8 +6,9 @@ An entry excuses nothing but what it describes, and one that no longer shows is 
 from __future__ import annotations
 
 import inspect
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,26 @@ import numpy as np
 from gradproof.adapter import Adapter
 from gradproof.agreement import Evidence, TensorCheck
 from gradproof.case import DTYPES, Case
-from gradproof.layer import OptionValue
+from gradproof.layer import OptionValue, Shape
 from gradproof.reference import LAYERS
 
 KINDS = ("value", "gradient", "nonfinite")
 """The kinds of disagreement that an entry can describe."""
+
+Statistic = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+
+STATISTICS: dict[str, Statistic] = {
+    "magnitude": lambda x, axes: np.abs(x),
+    "peak": lambda x, axes: np.abs(x).max(axis=axes, keepdims=True),
+    "range": lambda x, axes: x.max(axis=axes, keepdims=True) - x.min(axis=axes, keepdims=True),
+    "largest product": lambda x, axes: np.maximum(np.abs(x), 1.0).prod(axis=axes, keepdims=True),
+    "smallest product": lambda x, axes: np.minimum(np.where(x == 0, np.nan, np.abs(x)), 1.0).prod(
+        axis=axes, keepdims=True
+    ),
+}
+"""What an entry may locate in place of an argument's numbers: the magnitude of each, or one number per slice along
+some axes: the largest magnitude, the largest less the smallest, the largest or smallest magnitude that a product of
+some of them can have (NaN, which lies nowhere, where one is 0)."""
 
 
 class DivergenceError(ValueError):
@@ -33,7 +49,8 @@ class Divergence:
     """One entry of a known-divergence file.
 
     layer, dtypes: where it shows. argument, between: it shows where this argument of the layer, times the
-    option named `times` if any, lies between these two numbers (both included). options: it shows with these.
+    option named `times` if any, lies between these two numbers (both included). statistic, along: or where this
+    statistic of the argument does, taken along the axes that the option `along` names. options: it shows with these.
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
     it is off at most, as a share of the expected number plus a number. versions: prefixes of the adapter's.
     witness: argument -> number, or nested list, at which the divergence must show.
@@ -52,6 +69,8 @@ class Divergence:
     max_relative_error: float = 0.0
     max_absolute_error: float = 0.0
     times: str = ""
+    statistic: str = ""
+    along: str = ""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
 
     def applies(self, version: str, dtype: str) -> bool:
@@ -62,17 +81,28 @@ class Divergence:
         (node,) = case.network.nodes
         if node.layer.name != self.layer or not self.options.items() <= dict(node.options).items():
             return np.zeros_like(evidence.wrong)
-        low, high = self.between
-        argument = case.exact_values[dict(node.sources)[self.argument]]
-        if self.times:
-            argument = argument * float(dict(node.options)[self.times])  # type: ignore[arg-type]
-        held = (argument >= low) & (argument <= high)
-        located = held if held.shape == evidence.wrong.shape else held.any()
+        located = self.located(case, evidence.wrong.shape)
         with np.errstate(all="ignore"):
             allowed = self.max_relative_error * np.abs(evidence.expected) + self.max_absolute_error
         small = evidence.error <= allowed if check.role in self.kinds else False
         lost = ~np.isfinite(evidence.error) if "nonfinite" in self.kinds else False
         return np.asarray(located & (small | lost) & evidence.wrong)
+
+    def located(self, case: Case, shape: Shape) -> np.ndarray:
+        """Mask of the elements of a tensor of this shape; all of them or none where they have other places."""
+        (node,) = case.network.nodes
+        options = dict(node.options)
+        argument = case.exact_values[dict(node.sources)[self.argument]]
+        measured = argument * float(options[self.times]) if self.times else argument  # type: ignore[arg-type]
+        if self.statistic:
+            axes: Any = options.get(self.along, ())
+            with np.errstate(all="ignore"):
+                measured = STATISTICS[self.statistic](measured, axes)
+        held = (measured >= self.between[0]) & (measured <= self.between[1])
+        if shape == argument.shape:
+            return np.broadcast_to(held, shape)
+        per_slice = bool(self.along) and held.size == math.prod(shape)
+        return held.reshape(shape) if per_slice else held.any()
 
 
 def explain(divergences: Iterable[Divergence], case: Case, checks: Iterable[TensorCheck]) -> Divergence | None:
@@ -122,10 +152,11 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "layer", [entry["layer"]], LAYERS)
     arguments = [argument.name for argument in LAYERS[entry["layer"]].arguments]
     _require_known(where, "argument", [entry["argument"]], arguments)
-    _require_known(
-        where, "option", entry.get("options", {}), [option.name for option in LAYERS[entry["layer"]].options]
-    )
+    options = [option.name for option in LAYERS[entry["layer"]].options]
+    _require_known(where, "option", entry.get("options", {}), options)
+    _require_known(where, "option", [entry[name] for name in ("times", "along") if name in entry], options)
     _require_known(where, "witness argument", entry["witness"], arguments)
+    _require_known(where, "statistic", [entry.get("statistic", "magnitude")], STATISTICS)
     _require_known(where, "kind", entry["kinds"], KINDS)
     _require_known(where, "dtype", entry["dtypes"], DTYPES)
     return Divergence(**_tupled(entry) | {"options": _tupled(entry.get("options", {}))})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import hypothesis
@@ -25,7 +25,6 @@ from gradproof.layer import (
     Argument,
     Domain,
     Layer,
-    Option,
     OptionValue,
     Shape,
     ShapeError,
@@ -44,6 +43,9 @@ SHAPES: tuple[Shape, ...] = (
 """Shapes of inputs, ranks 1 to 4, simplest first."""
 
 MAX_ELEMENTS = 256
+
+BRIDGES = tuple(layer for layer in LAYERS.values() if layer.codomain != REAL)
+"""Layers whose outputs are known to lie in a domain that others ask for."""
 
 ATTEMPTS = 4
 """How often options are drawn anew where they do not fit the input's shape."""
@@ -68,11 +70,6 @@ class SeededProvider(HypothesisProvider):
 
 
 AVAILABLE_PROVIDERS[BACKEND] = f"{SeededProvider.__module__}.{SeededProvider.__qualname__}"
-
-
-def option_values(option: Option, shape: Shape) -> Strategy:
-    """A value of the option's domain, for a first input of this shape."""
-    return st.sampled_from(option.domain.choices(shape))
 
 
 @dataclass(frozen=True, repr=False)
@@ -207,19 +204,21 @@ def _arguments(layer: Layer, options: Mapping[str, OptionValue]) -> tuple[Argume
     return tuple(each for each in layer.arguments if each.when is None or each.when(options))
 
 
-def _takes(layer: Layer, shape: Shape, held: Domain) -> bool:
+@cache
+def _takes(name: str, shape: Shape, held: Domain) -> bool:
     """Whether the layer, with default options, takes a first input of this shape that holds these numbers."""
+    layer = LAYERS[name]
     low, high = layer.ranks
     if not low <= len(shape) <= high:
         return False
     return layer.arguments[0].domain(shape, layer.defaults).admits(held)
 
 
-def _bridged(layer: Layer, shape: Shape, held: Domain) -> bool:
+@cache
+def _bridged(name: str, shape: Shape, held: Domain) -> bool:
     """Whether a layer that takes any number can stand between."""
     return held.differentiable and any(
-        each.codomain != REAL and _takes(each, shape, REAL) and _takes(layer, shape, each.codomain)
-        for each in LAYERS.values()
+        _takes(each.name, shape, REAL) and _takes(name, shape, each.codomain) for each in BRIDGES
     )
 
 
@@ -284,7 +283,7 @@ class _Growing:
         wanted = layer.arguments[0].domain(shape, options)
         if source is None or not wanted.differentiable:
             source = self._new_input(shape, wanted)
-        elif not wanted.admits(self.domains[source]):
+        elif not wanted.admits(self.domains[source]) and self._room_for_bridge:
             source = self._bridge(source, wanted)
         if wanted.admits(self.domains[source]):
             self._append(layer, source, options)
@@ -292,7 +291,7 @@ class _Growing:
     def _bridge(self, source: str, wanted: Domain) -> str:
         """A node that takes any number, and whose outputs are in the wanted domain."""
         shape = self.shapes[source]
-        bridges = [each for each in LAYERS.values() if each.codomain == wanted and _takes(each, shape, REAL)]
+        bridges = [each for each in BRIDGES if each.codomain == wanted and _takes(each.name, shape, REAL)]
         bridge = self.draw(st.sampled_from(bridges))
         options = self._options(bridge, shape)
         return source if options is None else self._append(bridge, source, options)
@@ -303,32 +302,40 @@ class _Growing:
         wanted = missing and (last or self.draw(st.booleans()))
         # Drawn even where it decides nothing, so that a node keeps its draws when shrinking makes it the last.
         loss = self.draw(st.integers(0, 3)) > 0
-        goes_on = self.draw(st.integers(0, 3)) > 0
+        goes_on = self.draw(st.integers(0, 9)) > 0
         candidates = self.wanted if wanted else list(LAYERS.values())
-        if self.anchored or (goes_on and not wanted and self.nodes):
-            candidates = [each for each in candidates if self._fitting(each)]
         losses = [layer for layer in candidates if layer.kind == "loss"]
         others = [layer for layer in candidates if layer.kind != "loss"]
         if wanted and not last and not others:
             # Only losses are wanted: their turn comes with the last node.
             others = [layer for layer in LAYERS.values() if layer.kind != "loss"]
-        loss_now = bool(losses) and last and (loss or not others)
-        family = self.draw(st.sampled_from(_families(losses if loss_now else others)))
-        return self.draw(st.sampled_from(family))
+        pool = losses if losses and last and (loss or not others) else others
+        layer = self._one_of(pool)
+        if self.anchored or (goes_on and not wanted and self.nodes):
+            newest = next(name for name in reversed(self.domains) if not self.anchored or name in self.anchored)
+            if not self._reaches(layer, newest):
+                # Drawn anew among those that fit, and not from them at once: the draws of a layer that fits stay the
+                # same when shrinking drops the node before.
+                layer = self._one_of([each for each in (*pool, *others) if self._reaches(each, newest)])
+        return layer
 
-    def _fitting(self, layer: Layer) -> list[str]:
-        """The tensors that the layer can take, at worst over a bridge; none that leaves a wanted node behind."""
-        room = len(self.nodes) + 1 < self.max_nodes
-        return [
-            name
-            for name, held in self.domains.items()
-            if (not self.anchored or name in self.anchored)
-            and (_takes(layer, self.shapes[name], held) or (room and _bridged(layer, self.shapes[name], held)))
-        ]
+    def _one_of(self, layers: Sequence[Layer]) -> Layer:
+        return self.draw(st.sampled_from(self.draw(st.sampled_from(_families(layers)))))
+
+    @property
+    def _room_for_bridge(self) -> bool:
+        return len(self.nodes) + 1 < self.max_nodes
+
+    def _reaches(self, layer: Layer, tensor: str) -> bool:
+        """Whether the layer can take the tensor, at worst over a bridge, without leaving a wanted node behind."""
+        if self.anchored and tensor not in self.anchored:
+            return False
+        shape, held = self.shapes[tensor], self.domains[tensor]
+        return _takes(layer.name, shape, held) or (self._room_for_bridge and _bridged(layer.name, shape, held))
 
     def _source(self, layer: Layer) -> str | None:
         """The newest tensor, or an older one, or None for a new input."""
-        fitting = self._fitting(layer)
+        fitting = [name for name in self.domains if self._reaches(layer, name)]
         # All drawn even where they decide nothing, so that a node keeps its draws when shrinking drops the one before.
         fresh = self.draw(st.integers(0, 29)) == 29
         older = self.draw(st.integers(0, 3)) == 3
@@ -338,11 +345,14 @@ class _Growing:
 
     def _options(self, layer: Layer, shape: Shape) -> dict[str, OptionValue] | None:
         """Options that fit the shape; the simplest ones where several draws do not, None where even they do not."""
+        choices = {option.name: option.domain.choices(shape) for option in layer.options}
+        if not all(choices.values()):
+            return None
         for _ in range(ATTEMPTS if layer.options else 1):
-            options = {option.name: self.draw(option_values(option, shape)) for option in layer.options}
+            options = {name: self.draw(st.sampled_from(values)) for name, values in choices.items()}
             if _fits(layer, shape, options):
                 return options
-        simplest = {option.name: option.domain.choices(shape)[0] for option in layer.options}
+        simplest = {name: values[0] for name, values in choices.items()}
         return simplest if _fits(layer, shape, simplest) else None
 
     def _append(self, layer: Layer, source: str, options: dict[str, OptionValue]) -> str:

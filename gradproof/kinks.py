@@ -72,6 +72,8 @@ def probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.nd
     """A one-node case on the kink, with options for which its one-sided derivatives differ."""
     for values in product(*(option.domain.choices(kink.shape) for option in layer.options)):
         options = dict(zip((option.name for option in layer.options), values, strict=True))
+        if not kink.shows(kink.shape, options):
+            continue
         try:
             case = one_node(layer, options, kink.at(options), dtype, kink.shape)
         except NetworkError:  # these options do not fit the shape

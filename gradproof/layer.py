@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal, Protocol
 
@@ -18,7 +19,7 @@ OptionValue = bool | int | float | str | tuple[int, ...]
 Options = Mapping[str, OptionValue]
 Kind = Literal["activation", "loss", "layer"]
 
-COMMON_SHAPE: Shape = (2, 3)
+COMMON_SHAPE: Shape = (2, 3, 2, 2, 2)
 
 MAX_RANK = 5
 """The most axes that a tensor of a drawn network has."""
@@ -77,6 +78,8 @@ class Domain:
     def __str__(self) -> str:
         if self.kind != "index":
             return f"constant {self.kind}" if self.constant else self.kind
+        if self.low >= self.classes:
+            return f"integers {' or '.join(map(str, self.extra))}"
         others = "".join(f" or {each}" for each in self.extra)
         return f"integers from {self.low} to {self.classes - 1}{others}"
 
@@ -86,8 +89,8 @@ UNIT = Domain("unit")
 POSITIVE = Domain("positive")
 SIGN = Domain("sign")
 MASK = Domain("index", 2)
-LABEL = Domain("index", 2, low=1, extra=(-1,))
-"""-1 or 1, in integers: labels with respect to which nothing is differentiated."""
+LABEL = Domain("index", 1, low=1, extra=(-1, 1))
+"""-1 or 1, in integers: labels with respect to which nothing is differentiated; -1, where hinges bend, first."""
 
 
 def index_domain(classes: int) -> Domain:
@@ -107,7 +110,7 @@ class OptionDomain(Protocol):
         ...
 
     def choices(self, shape: Shape) -> Sequence[OptionValue]:
-        """The values worth drawing, simplest first; at least one."""
+        """The values worth drawing, simplest first; none where no value fits the shape."""
         ...
 
 
@@ -346,6 +349,7 @@ class Kink:
     ties: the kink is where several elements are largest: weight 0 gives the gradient to the first of them, 1 to the
         last, and anything between shares it evenly.
     shape: the shape of a first input, filled with the point, on which the choice shows in every element.
+    when: whether, with a first input of this shape and these options, every element has the kink for itself.
     """
 
     name: str
@@ -355,6 +359,10 @@ class Kink:
     sign: float = 1.0
     ties: bool = False
     shape: Shape = (2,)
+    when: Callable[[Shape, Options], bool] | None = None
+
+    def shows(self, shape: Shape, options: Options) -> bool:
+        return self.when is None or self.when(shape, options)
 
     def allows(self, weight: float, rounding: float) -> bool:
         """Whether a framework may choose this weight, or one this close to it."""
@@ -423,13 +431,17 @@ class Layer:
     kinks: tuple[Kink, ...] = ()
     edges: tuple[float, ...] = field(default=())
 
-    @property
+    @cached_property
     def defaults(self) -> dict[str, OptionValue]:
         """Every option's default, or the simplest choice where it must be given."""
-        shape = self.shapes[0] if self.shapes else COMMON_SHAPE
-        return {
-            each.name: each.domain.choices(shape)[0] if each.default is None else each.default for each in self.options
-        }
+        choices = {each.name: each.domain.choices(self.example_shape) for each in self.options}
+        return {each.name: choices[each.name][0] if each.default is None else each.default for each in self.options}
+
+    @property
+    def example_shape(self) -> Shape:
+        """A shape of a first input that the layer takes."""
+        low, high = self.ranks
+        return self.shapes[0] if self.shapes else COMMON_SHAPE[: min(max(low, 2), high)]
 
     @property
     def keyword_arguments(self) -> tuple[str, ...]:

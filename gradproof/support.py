@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gradproof.adapter import Adapter, supported
 from gradproof.case import DTYPES
-from gradproof.layer import Kink, Layer, Option
+from gradproof.layer import Kink, Layer, Option, Shape
 from gradproof.reference import LAYERS
 
 SCHEMA = 1
@@ -35,11 +35,8 @@ def _layer(layer: Layer, adapters: Mapping[str, Adapter | str]) -> dict[str, Any
         "name": layer.name,
         "kind": layer.kind,
         "family": layer.family,
-        "options": {option.name: describe(option) for option in layer.options},
-        "kinks": [
-            {"name": kink.name, "point": _point(kink), "valid": list(kink.valid)}
-            for kink in layer.kinks
-        ],
+        "options": {option.name: describe(option, layer.example_shape) for option in layer.options},
+        "kinks": [{"name": kink.name, "point": _point(kink), "valid": list(kink.valid)} for kink in layer.kinks],
         "adapters": {
             name: adapter if isinstance(adapter, str) else origin(adapter, layer) for name, adapter in adapters.items()
         },
@@ -51,8 +48,8 @@ def _point(kink: Kink) -> float | str:
     return kink.place if kink.ties or isinstance(kink.point, str) else kink.point
 
 
-def describe(option: Option) -> str:
-    domain = option.domain.describe((2, 3))
+def describe(option: Option, shape: Shape) -> str:
+    domain = option.domain.describe(shape)
     return domain if option.default is None else f"{domain}; default {option.default!r}"
 
 

@@ -9,6 +9,7 @@ from gradproof.layer import Layer
 from gradproof.reference import (
     activations,
     attention,
+    classification,
     convolution,
     ctc,
     dropout,
@@ -16,7 +17,6 @@ from gradproof.reference import (
     gated,
     indexing,
     linear,
-    losses,
     margins,
     merges,
     normalization,
@@ -24,6 +24,7 @@ from gradproof.reference import (
     pooling,
     recurrent,
     reductions,
+    regression,
     resampling,
     shapes,
     softmax,
@@ -48,7 +49,8 @@ FAMILIES = (
     shapes,
     indexing,
     reductions,
-    losses,
+    regression,
+    classification,
     margins,
     ctc,
 )

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from gradproof.layer import UNIT, Layer, Option, Real
-from gradproof.reference.common import Array, Gradients, log_one_plus_exp, logistic, magnitude
+from gradproof.reference.common import Array, Gradients, clamp, log_one_plus_exp, logistic, magnitude
 
 
 def identity_forward(x: Array) -> tuple[Array, None]:
@@ -85,19 +85,23 @@ def gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
 
 GELU_SCALE = math.sqrt(2.0 / math.pi)
 GELU_CUBIC = 0.044715
+GELU_END = 30.0
+"""Far beyond where tanh(u) is 1 in every dtype; the cube of a large x would overflow."""
+
 QUICK_GELU_SCALE = 1.702
 
 
-def gelu_tanh_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+def gelu_tanh_forward(x: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     """f(x) = x / 2 (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
-    bend = np.tanh(GELU_SCALE * (x + GELU_CUBIC * x * x * x))
-    return 0.5 * x * (1.0 + bend), (x, bend)
+    near = clamp(x, -GELU_END, GELU_END)
+    bend = np.tanh(GELU_SCALE * (near + GELU_CUBIC * near * near * near))
+    return 0.5 * x * (1.0 + bend), (x, near, bend)
 
 
-def gelu_tanh_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+def gelu_tanh_backward(dout: Array, cache: tuple[Array, Array, Array]) -> Gradients:
     """f'(x) = (1 + t) / 2 + x / 2 (1 - t^2) u', with t = tanh(u), u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)."""
-    x, bend = cache
-    slope = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x)
+    x, near, bend = cache
+    slope = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * near * near)
     return {"x": dout * (0.5 * (1.0 + bend) + 0.5 * x * (1.0 - bend * bend) * slope)}
 
 
@@ -127,19 +131,20 @@ def mish_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
 
 def softsign_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = x / (1 + |x|) (Turian et al. 2009)."""
-    size = magnitude(x)
-    return x / (1.0 + size), size
+    below = 1.0 + magnitude(x)
+    return x / below, below
 
 
-def softsign_backward(dout: Array, size: Array) -> Gradients:
-    """f'(x) = ((1 + |x|) - |x|) / (1 + |x|)^2, the quotient rule as it stands, as frameworks compute it."""
-    below = 1.0 + size
-    return {"x": dout * (below - size) / (below * below)}
+def softsign_backward(dout: Array, below: Array) -> Gradients:
+    """f'(x) = 1 / (1 + |x|)^2."""
+    return {"x": dout / below / below}
 
 
 def squareplus_forward(x: Array, *, b: float) -> tuple[Array, tuple[Array, Array]]:
-    """f(x) = (x + sqrt(x^2 + b)) / 2 (Barron 2021)."""
-    root = np.sqrt(x * x + b)
+    """f(x) = (x + sqrt(x^2 + b)) / 2 (Barron 2021); the square of a large x would overflow, so a scale is taken out."""
+    scale = np.maximum(magnitude(x.real), math.sqrt(b))
+    share = x / scale
+    root = scale * np.sqrt(share * share + (math.sqrt(b) / scale) ** 2)
     return 0.5 * (x + root), (x, root)
 
 
@@ -156,8 +161,8 @@ def tanhshrink_forward(x: Array) -> tuple[Array, Array]:
 
 
 def tanhshrink_backward(dout: Array, bend: Array) -> Gradients:
-    """f'(x) = 1 - (1 - tanh(x)^2)."""
-    return {"x": dout * (1.0 - (1.0 - bend * bend))}
+    """f'(x) = tanh(x)^2."""
+    return {"x": dout * bend * bend}
 
 
 def log_sigmoid_forward(x: Array) -> tuple[Array, Array]:

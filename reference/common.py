@@ -25,6 +25,11 @@ def magnitude(x: Array) -> Array:
     return np.where(x.real < 0, -x, x)
 
 
+def clamp(x: Array, low: float, high: float) -> Array:
+    """x, but not below `low` and not above `high`; NaN passes."""
+    return np.where(x.real < low, low, np.where(x.real > high, high, x))
+
+
 def one_sided(x: Array, left: Any, right: Any, weight: float) -> Array:
     """A derivative that is `left` below 0, `right` above, and left + weight * (right - left) at 0."""
     at_zero = left + weight * (right - left)

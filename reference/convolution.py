@@ -32,6 +32,9 @@ from gradproof.reference.windows import Amounts, narrowed, taps, widened, window
 Extents = tuple[int, ...]
 """One integer per spatial axis."""
 
+ALL = (slice(None), slice(None))
+"""Of the batch and the channels."""
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -47,7 +50,7 @@ class Windows:
 def unfold(padded: Array, windows: Windows) -> Array:
     """What each window sees of (N, C, S), as columns."""
     places = taps(windows.kernel, windows.counts, windows.stride, windows.dilation)
-    seen = np.stack([padded[(..., *place)] for _, place in places], axis=2)
+    seen = np.stack([padded[(*ALL, *place)] for _, place in places], axis=2)
     samples, channels, *_ = seen.shape
     rows = channels // windows.groups * math.prod(windows.kernel)
     return seen.reshape(samples, windows.groups, rows, math.prod(windows.counts))
@@ -59,7 +62,7 @@ def fold(columns: Array, shape: Shape, windows: Windows) -> Array:
     out = np.zeros_like(columns, shape=shape)
     places = taps(windows.kernel, windows.counts, windows.stride, windows.dilation)
     for i, (_, place) in enumerate(places):
-        out[(..., *place)] += seen[:, :, i]
+        out[(*ALL, *place)] += seen[:, :, i]
     return out
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from gradproof.layer import (
     LABEL,
     MAX_RANK,
+    REAL,
     SIGN,
     UNIT,
     Argument,
@@ -42,8 +43,13 @@ from gradproof.reference.common import (
     spread_cotangent,
 )
 
-COSINE_FLOOR = 1e-6
-"""Its square is added to the squared length of each vector in `cosine_embedding`, so that zero vectors have a cosine."""
+COSINE_EPS = 9.999999960041972e-13
+"""Added to each squared length in `cosine_embedding`, so that zero vectors have a cosine: torch's float32 1e-12."""
+
+
+def active(missing: Array, at_zero: float) -> Array:
+    """The derivative of max(z, 0): 0 below 0, 1 above, this weight at 0, and none where z is NaN."""
+    return np.where(np.isnan(missing.real), np.nan, one_sided(missing, 0.0, 1.0, at_zero))
 
 
 def hinge_forward(x: Array, target: Array, *, reduction: str, at_margin: float = 0.0) -> tuple[Array, tuple[Any, ...]]:
@@ -55,7 +61,7 @@ def hinge_forward(x: Array, target: Array, *, reduction: str, at_margin: float =
 def hinge_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     """dx = -g target, dtarget = -g x where something is missing, 0 elsewhere. At target x = 1: any share of them."""
     x, target, missing, reduction, at_margin = cache
-    g = spread_cotangent(dout, x.shape, reduction) * one_sided(missing, 0.0, 1.0, at_margin)
+    g = spread_cotangent(dout, x.shape, reduction) * active(missing, at_margin)
     return {"x": -g * target, "target": -g * x}
 
 
@@ -85,11 +91,11 @@ def hinge_embedding_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     """dx = g where the label is 1; where it is -1, -g below the margin, 0 above, at it any number between."""
     target, missing, reduction, at_margin = cache
     g = spread_cotangent(dout, missing.shape, reduction)
-    return {"x": g * np.where(target == 1, 1.0, one_sided(-missing, -1.0, 0.0, at_margin))}
+    return {"x": g * np.where(target == 1, 1.0, -active(missing, 1.0 - at_margin))}
 
 
 def soft_margin_forward(x: Array, target: Array, *, reduction: str) -> tuple[Array, tuple[Any, ...]]:
-    """l = log(1 + exp(-target x)), target a label -1 or 1. Shapes: x, target and l are equal."""
+    """l = log(1 + exp(-target x)), target -1 or 1, and constant. Shapes: x, target and l are equal."""
     against = -target * x
     return reduce_loss(log_one_plus_exp(against), reduction), (target, against, reduction)
 
@@ -119,7 +125,7 @@ def multi_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     """dx_k = g weight_t p max(z_k, 0)^(p - 1) / C, 0 at z_k = 0; dx_t is minus the sum of all those."""
     chosen, missing, factor, p, reduction = cache
     g = spread_cotangent(dout, missing.shape[:-1], reduction)[..., None]
-    slope = np.where(missing.real > 0, 1.0, 0.0) if p == 1 else 2.0 * missing
+    slope = active(missing, 0.0) if p == 1 else 2.0 * missing
     others = g * factor * slope
     return {"x": np.where(chosen, -others.sum(axis=-1, keepdims=True), others)}
 
@@ -142,7 +148,7 @@ def multilabel_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients
     """Every pair (j, k) with z > 0 adds g / C to dx_k and takes it from dx_j; at z = 0 it does not."""
     is_entry, missing, reduction = cache
     g = spread_cotangent(dout, missing.shape[:-2], reduction)[..., None, None]
-    pairs = g * np.where(missing.real > 0, 1.0 / missing.shape[-1], 0.0)
+    pairs = g * active(missing, 0.0) / missing.shape[-1]
     own = np.where(is_entry, pairs.sum(axis=-1, keepdims=True), 0.0)
     return {"x": (pairs - own).sum(axis=-2)}
 
@@ -177,14 +183,14 @@ def margin_ranking_forward(
 def margin_ranking_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     """dx1 = -g target where something is missing, 0 elsewhere, dx2 = -dx1. At z = 0: any share of it."""
     target, missing, reduction, at_margin = cache
-    dx1 = -spread_cotangent(dout, missing.shape, reduction) * target * one_sided(missing, 0.0, 1.0, at_margin)
+    dx1 = -spread_cotangent(dout, missing.shape, reduction) * target * active(missing, at_margin)
     return {"x1": dx1, "x2": -dx1}
 
 
 def _length(x: Array) -> Array:
-    """sqrt(x . x + COSINE_FLOOR^2) along the last axis, scaled so that no square overflows."""
+    """sqrt(x . x + COSINE_EPS) along the last axis, scaled so that no square overflows."""
     scale = np.maximum(magnitude(x).real.max(axis=-1, keepdims=True), 1.0)
-    share, floor = x / scale, COSINE_FLOOR / scale
+    share, floor = x / scale, math.sqrt(COSINE_EPS) / scale
     return scale * np.sqrt((share * share).sum(axis=-1, keepdims=True) + floor * floor)
 
 
@@ -208,7 +214,7 @@ def cosine_embedding_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     dx1 = dcos (x2 / |x2| - cos x1 / |x1|) / |x1|, and dx2 with both exchanged.
     """
     length1, length2, unit1, unit2, cosine, target, margin, reduction = cache
-    slope = np.where(target == 1, -1.0, np.where(cosine.real < margin, 0.0, 1.0))
+    slope = np.where(target == 1, -1.0, active(cosine - margin, 1.0))
     dcosine = (spread_cotangent(dout, cosine.shape, reduction) * slope)[..., None]
     cosine = cosine[..., None]
     return {
@@ -239,13 +245,16 @@ def triplet_margin_forward(
     Shapes: anchor, positive and negative (..., D), l (...). With swap, the smaller of d(anchor, negative) and
     d(positive, negative) is subtracted (Balntas et al. 2016).
     """
-    to_positive, for_positive = _distance(anchor, positive, p, eps)
-    to_negative, for_negative = _distance(anchor, negative, p, eps)
-    swapped, for_swapped = _distance(positive, negative, p, eps)
-    share = one_sided(to_negative - swapped, 1.0, 0.0, 0.5) if swap else 1.0
-    smaller = np.where(swapped.real < to_negative.real, swapped, to_negative) if swap else to_negative
-    missing = margin + to_positive - smaller
-    slopes = (for_positive, share * for_negative, (1.0 - share) * for_swapped)
+    to_positive, at_positive = _distance(anchor, positive, p, eps)
+    to_negative, at_negative = _distance(anchor, negative, p, eps)
+    at_swapped = np.zeros_like(at_negative)
+    if swap:
+        swapped, at_swapped = _distance(positive, negative, p, eps)
+        swapped_share = one_sided(swapped - to_negative, 1.0, 0.0, 0.5)
+        at_negative, at_swapped = (1.0 - swapped_share) * at_negative, swapped_share * at_swapped
+        to_negative = np.where(swapped.real < to_negative.real, swapped, to_negative)
+    missing = margin + to_positive - to_negative
+    slopes = (at_positive, at_negative, at_swapped)
     return reduce_loss(positive_part(missing)[..., 0], reduction), (slopes, missing, reduction)
 
 
@@ -256,48 +265,63 @@ def triplet_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     danchor = g d'(a, p), dpositive = -g (d'(a, p) + d'(p, n)), dnegative = g d'(p, n). Half of each where they tie.
     At z = 0 as above it.
     """
-    (to_positive, to_negative, swapped), missing, reduction = cache
-    g = spread_cotangent(dout, missing.shape[:-1], reduction)[..., None] * np.where(missing.real < 0, 0.0, 1.0)
+    (at_positive, at_negative, at_swapped), missing, reduction = cache
+    g = spread_cotangent(dout, missing.shape[:-1], reduction)[..., None] * active(missing, 1.0)
     return {
-        "anchor": g * (to_positive - to_negative),
-        "positive": -g * (to_positive + swapped),
-        "negative": g * (to_negative + swapped),
+        "anchor": g * (at_positive - at_negative),
+        "positive": -g * (at_positive + at_swapped),
+        "negative": g * (at_negative + at_swapped),
     }
 
 
-def _reduced(loss: Shape, options: Options) -> Shape:
-    return loss if options["reduction"] == "none" else ()
+def _output_shape(arguments: tuple[Argument, ...], per_row: bool, shapes: Sequence[Shape], options: Options) -> Shape:
+    """The unreduced loss has one number per number or per row of the first argument; the others must fit it."""
+    first = shapes[0]
+    if per_row and first[-1] == 0:
+        raise ShapeError(f"needs rows of at least 1 number, got an input of shape {list(first)}")
+    given = [each for each in arguments if each.when is None or each.when(options)]
+    for argument, shape in zip(given[1:], shapes[1:], strict=True):
+        (expected,) = argument.shapes(first, options)
+        if shape != expected:
+            raise ShapeError(
+                f"beside an input of shape {list(first)} its {argument.name} must have shape {list(expected)}, "
+                f"got {list(shape)}"
+            )
+    if options["reduction"] != "none":
+        return ()
+    return first[:-1] if per_row else first
 
 
-def _equal(shapes: Sequence[Shape]) -> None:
-    if len(set(shapes)) > 1:
-        raise ShapeError(f"its inputs must have one shape, got {', '.join(map(str, map(list, shapes)))}")
+def _real(shape: Shape, options: Options) -> Domain:
+    return REAL
 
 
-def _elementwise_shape(shapes: Sequence[Shape], options: Options) -> Shape:
-    _equal(shapes)
-    return _reduced(shapes[0], options)
+def _unit(shape: Shape, options: Options) -> Domain:
+    return UNIT
 
 
-def _rows_shape(count: int, shapes: Sequence[Shape], options: Options) -> Shape:
-    """The first `count` inputs are rows of one shape; of what follows, labels have one per row, weights one per class."""
-    _equal(shapes[:count])
-    rows = shapes[0]
-    if rows[-1] == 0:
-        raise ShapeError(f"needs rows of at least 1 number, got an input of shape {list(rows)}")
-    expected = [rows[-1:]] * (len(shapes) - count) if count > 1 and "weighted" in options else [rows[:-1], rows[-1:]]
-    for shape, wanted in zip(shapes[count:], expected, strict=False):
-        if shape != wanted:
-            raise ShapeError(f"beside an input of shape {list(rows)} it needs one of {list(wanted)}, got {list(shape)}")
-    return _reduced(rows[:-1], options)
+def _sign(shape: Shape, options: Options) -> Domain:
+    return SIGN
 
 
-def _class_domain(shape: Shape, options: Options) -> Domain:
+def _constant_sign(shape: Shape, options: Options) -> Domain:
+    return Domain("sign", constant=True)
+
+
+def _label(shape: Shape, options: Options) -> Domain:
+    return LABEL
+
+
+def _class(shape: Shape, options: Options) -> Domain:
     return index_domain(shape[-1])
 
 
-def _list_domain(shape: Shape, options: Options) -> Domain:
+def _class_list(shape: Shape, options: Options) -> Domain:
     return Domain("index", shape[-1], extra=(-1,))
+
+
+def _class_weight(shape: Shape, options: Options) -> Domain:
+    return Domain("positive", constant=True)
 
 
 def _one_per_row(shape: Shape, options: Options) -> tuple[Shape, ...]:
@@ -308,8 +332,132 @@ def _one_per_class(shape: Shape, options: Options) -> tuple[Shape, ...]:
     return (shape[-1:],)
 
 
+def _no_margin(shape: Shape, options: Options) -> bool:
+    return not options["margin"]
+
+
 def _weighted(options: Options) -> bool:
     return bool(options["weighted"])
 
 
-HINGED_LABEL = Domain("index", LABEL.classes, low=LABEL.classes, extra=(-1, 1))
+REDUCTION = Option("reduction", Choice(("mean", "none", "sum")), "mean")
+WEIGHTED = Option("weighted", Choice((False, True)), False, structural=True)
+ANY_MARGIN = Real(-1e3, 1e3, (0.0, 1.0, 0.5))
+ONE_MARGIN = Option("margin", Real(-1e3, 1e3, (1.0, 0.5, 0.0)), 1.0)
+
+WEIGHT = Argument("weight", _class_weight, _one_per_class, when=_weighted)
+SIGNED = (Argument("x"), Argument("target", _sign, same_shape))
+CONSTANTLY_SIGNED = (Argument("x"), Argument("target", _constant_sign, same_shape))
+LABELLED = (Argument("x"), Argument("target", _label, same_shape))
+CLASSIFIED = (Argument("x"), Argument("target", _class, _one_per_row), WEIGHT)
+LISTED = (Argument("x"), Argument("target", _class_list, same_shape))
+MULTILABELLED = (Argument("x"), Argument("target", _unit, same_shape), WEIGHT)
+RANKED = (Argument("x1"), Argument("x2", _real, same_shape), Argument("target", _label, same_shape))
+PAIRED = (Argument("x1"), Argument("x2", _real, same_shape), Argument("target", _label, _one_per_row))
+TRIPLET = (Argument("anchor"), Argument("positive", _real, same_shape), Argument("negative", _real, same_shape))
+
+CLASSES: tuple[Shape, ...] = ((2, 3), (3,), (3, 2), (1, 5), (2, 1))
+VECTORS: tuple[Shape, ...] = ((2, 3), (3,), (4, 1), (2, 1, 5))
+
+
+def _loss(
+    name: str, forward: Any, backward: Any, arguments: tuple[Argument, ...], *options: Option, **others: Any
+) -> Layer:
+    """A loss of every number."""
+    output_shape = partial(_output_shape, arguments, False)
+    return Layer(
+        name,
+        "loss",
+        "margins",
+        forward,
+        backward,
+        (*options, REDUCTION),
+        arguments,
+        output_shape=output_shape,
+        **others,
+    )
+
+
+def _row_loss(
+    name: str, forward: Any, backward: Any, arguments: tuple[Argument, ...], *options: Option, **others: Any
+) -> Layer:
+    """A loss of every row."""
+    output_shape = partial(_output_shape, arguments, True)
+    return Layer(
+        name,
+        "loss",
+        "margins",
+        forward,
+        backward,
+        (*options, REDUCTION),
+        arguments,
+        output_shape=output_shape,
+        **others,
+    )
+
+
+LAYERS = (
+    _loss("hinge", hinge_forward, hinge_backward, SIGNED, kinks=(Kink("at_margin", point=-1.0, default=0.0),)),
+    _loss("squared_hinge", squared_hinge_forward, squared_hinge_backward, SIGNED),
+    _loss(
+        "hinge_embedding",
+        hinge_embedding_forward,
+        hinge_embedding_backward,
+        LABELLED,
+        ONE_MARGIN,
+        kinks=(Kink("at_margin", point="margin", default=0.0),),
+    ),
+    _loss("soft_margin", soft_margin_forward, soft_margin_backward, CONSTANTLY_SIGNED),
+    _row_loss(
+        "multi_margin",
+        multi_margin_forward,
+        multi_margin_backward,
+        CLASSIFIED,
+        Option("p", Choice((1, 2)), 1),
+        ONE_MARGIN,
+        WEIGHTED,
+        ranks=(1, 2),
+        shapes=CLASSES,
+    ),
+    _row_loss(
+        "multilabel_margin", multilabel_margin_forward, multilabel_margin_backward, LISTED, ranks=(1, 2), shapes=CLASSES
+    ),
+    _row_loss(
+        "multilabel_soft_margin",
+        multilabel_soft_margin_forward,
+        multilabel_soft_margin_backward,
+        MULTILABELLED,
+        WEIGHTED,
+        ranks=(1, MAX_RANK),
+        shapes=VECTORS,
+    ),
+    _loss(
+        "margin_ranking",
+        margin_ranking_forward,
+        margin_ranking_backward,
+        RANKED,
+        Option("margin", ANY_MARGIN, 0.0),
+        kinks=(Kink("at_margin", point=1.0, default=0.0, when=_no_margin),),
+    ),
+    _row_loss(
+        "cosine_embedding",
+        cosine_embedding_forward,
+        cosine_embedding_backward,
+        PAIRED,
+        Option("margin", Real(-1.0, 1.0, (0.0, 0.5, -0.25)), 0.0),
+        ranks=(1, 2),
+        shapes=((2, 3), (3,), (4, 1), (3, 2)),
+    ),
+    _row_loss(
+        "triplet_margin",
+        triplet_margin_forward,
+        triplet_margin_backward,
+        TRIPLET,
+        Option("p", Real(1.0, 100.0, (2.0, 1.0, 3.0)), 2.0),
+        Option("margin", Real(1e-6, 1e3, (1.0, 0.25, 10.0)), 1.0),
+        Option("eps", Real(0.0, 1.0, (1e-6, 0.125)), 1e-6),
+        Option("swap", Choice((False, True)), False),
+        ranks=(1, 3),
+        shapes=VECTORS,
+    ),
+)

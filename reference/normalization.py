@@ -332,6 +332,7 @@ LAYERS = (
         backward=rms_norm_backward,
         options=(AXES, EPS, AFFINE),
         ranks=(1, MAX_RANK),
+        shapes=((2, 3), (5,), (3, 1), (2, 3, 2), (1, 2, 1, 3)),
         parameters=partial(_trailing_parameters, slots=("weight",)),
     ),
     normalization(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.layer import UNIT, Choice, Kink, Layer, Option, Options, Real, Shape
-from gradproof.reference.common import Array, Gradients, magnitude, one_sided, positive_part, unbroadcast
+from gradproof.reference.common import Array, Gradients, clamp, magnitude, one_sided, positive_part, unbroadcast
 
 
 def between(x: Array, low: float, high: float, slopes: tuple[Any, Any, Any], weights: tuple[float, float]) -> Array:
@@ -21,11 +21,6 @@ def between(x: Array, low: float, high: float, slopes: tuple[Any, Any, Any], wei
     at_low, at_high = weights
     upper = one_sided(x - high, middle, above, at_high)
     return np.where(x.real == low, one_sided(x - low, below, middle, at_low), np.where(x.real < low, below, upper))
-
-
-def clamp(x: Array, low: float, high: float) -> Array:
-    """x, but not below `low` and not above `high`; NaN passes."""
-    return np.where(x.real < low, low, np.where(x.real > high, high, x))
 
 
 def relu_forward(x: Array, *, at_zero: float = 0.0) -> tuple[Array, tuple[Array, float]]:

@@ -122,6 +122,9 @@ MEANINGLESS = {
     "a table that is no list": changed("[[divergence]]", "[divergence]"),
     "an unknown layer": changed('"softplus"', '"softplusplus"'),
     "an unknown argument": changed('argument = "x"', 'argument = "y"'),
+    "an unknown statistic": changed("between =", 'statistic = "median"\nbetween ='),
+    "axes of an unknown option": changed("between =", 'along = "axes"\nbetween ='),
+    "an unknown factor": changed("between =", 'times = "alpha"\nbetween ='),
     "an unknown kind": changed('["value", "gradient"]', '["gradients"]'),
     "an unknown dtype": changed('["float64"]', '["float63"]'),
     "a witness of another argument": changed("{ x = 21.0 }", "{ y = 21.0 }"),
@@ -304,6 +307,42 @@ def test_a_reduced_loss_is_located_by_any_of_its_elements() -> None:
 
 def _off(result: tuple[Array, Any]) -> tuple[Array, Any]:
     return result[0] * (1.0 + 1e-9), result[1]
+
+
+ROWS_OF = [[0.0, 0.0, 0.0], [0.0, -8.0, 0.5], [3.0, 3.0, 3.0]]
+STATISTICS = {
+    ("magnitude", 8.0, 9.0): [[0, 0, 0], [0, 1, 0], [0, 0, 0]],
+    ("peak", 0.0, 0.0): [[1, 1, 1], [0, 0, 0], [0, 0, 0]],
+    ("peak", 8.0, 8.0): [[0, 0, 0], [1, 1, 1], [0, 0, 0]],
+    ("range", 0.0, 0.0): [[1, 1, 1], [0, 0, 0], [1, 1, 1]],
+    ("range", 8.5, 8.5): [[0, 0, 0], [1, 1, 1], [0, 0, 0]],
+    ("largest product", 8.0, 8.0): [[0, 0, 0], [1, 1, 1], [0, 0, 0]],
+    ("largest product", 27.0, 27.0): [[0, 0, 0], [0, 0, 0], [1, 1, 1]],
+    ("smallest product", 0.0, 1.0): [[0, 0, 0], [0, 0, 0], [1, 1, 1]],
+}
+
+
+@pytest.mark.parametrize(("statistic", "low", "high"), STATISTICS)
+def test_a_slice_is_located_by_its_statistic(statistic: str, low: float, high: float) -> None:
+    held = np.array(STATISTICS[statistic, low, high], bool)
+    case = one_node(LAYERS["reduce_sum"], {"axes": (1,)}, {"x": ROWS_OF}, "float64")
+    entry = replace(READ, layer="reduce_sum", between=(low, high), statistic=statistic, along="axes")
+    assert (entry.located(case, (3, 3)) == held).all()
+    if statistic != "magnitude":
+        assert (entry.located(case, (3,)) == held[:, 0]).all()
+
+
+def test_a_slice_may_have_several_axes() -> None:
+    case = one_node(LAYERS["reduce_sum"], {"axes": (0, 1)}, {"x": ROWS_OF}, "float64")
+    entry = replace(READ, layer="reduce_sum", between=(11.0, 11.0), statistic="range", along="axes")
+    assert entry.located(case, ())
+    assert not replace(entry, between=(8.5, 8.5)).located(case, ())
+
+
+def test_a_product_too_small_for_the_dtype_is_no_zero() -> None:
+    case = one_node(LAYERS["reduce_sum"], {"axes": (1,)}, {"x": [[1e-200, 1e-200], [0.0, 1.0]]}, "float64")
+    entry = replace(READ, layer="reduce_sum", between=(0.0, 1e-300), statistic="smallest product", along="axes")
+    assert entry.located(case, (2,)).tolist() == [True, False]
 
 
 # In a network.
@@ -501,8 +540,8 @@ EACH_ENTRY = pytest.mark.parametrize(("name", "index", "dtype"), list(entries())
 
 def witness_case(entry: Divergence, dtype: str) -> Case:
     layer = LAYERS[entry.layer]
-    options = {option.name: "none" for option in layer.options if option.name == "reduction"}
-    return one_node(layer, layer.complete(options), dict(entry.witness), dtype)
+    options: dict[str, Any] = {option.name: "none" for option in layer.options if option.name == "reduction"}
+    return one_node(layer, layer.complete(options | dict(entry.options)), dict(entry.witness), dtype)
 
 
 @EACH_ENTRY
@@ -532,8 +571,8 @@ def test_every_entry_names_what_exists(name: str) -> None:
         assert {entry.argument} | set(entry.witness) <= arguments
         assert set(entry.dtypes) <= set(DTYPES)
         assert set(entry.kinds) <= {"value", "gradient", "nonfinite"}
-        low, high = entry.between
-        assert low <= entry.witness[entry.argument] <= high
+        case = witness_case(entry, entry.dtypes[0])
+        assert entry.located(case, case.values[entry.argument].shape).any()
         assert entry.link.startswith("https://")
         assert entry.reason
 

@@ -22,7 +22,7 @@ from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.activations import sigmoid_forward
 from gradproof.reference.linear import linear_backward, linear_forward
-from gradproof.reference.losses import half_squared_error_backward, half_squared_error_forward
+from gradproof.reference.regression import half_squared_error_backward, half_squared_error_forward
 from gradproof.walk import Walk, render_walk, walk
 
 Arrays = Mapping[str, np.ndarray]

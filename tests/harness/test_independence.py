@@ -57,6 +57,7 @@ def test_importing_gradproof_imports_nothing_heavy() -> None:
 
 
 def test_the_command_line_imports_no_framework_before_it_is_asked_for() -> None:
-    script = "import sys, gradproof.cli; print([each for each in ('torch', 'jax', 'optax', 'flax') if each in sys.modules])"
+    frameworks = ("torch", "jax", "optax", "flax")
+    script = f"import sys, gradproof.cli; print([each for each in {frameworks!r} if each in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -481,7 +481,7 @@ REFUSED: dict[str, tuple[Callable[[], Network], str]] = {
     ),
     "loss beside a target that would broadcast": (
         beside("mse", Input("y", (2, 1))),
-        "node 'a' (mse): its target must have the prediction's shape [2, 3], got [2, 1]",
+        "node 'a' (mse): a prediction of shape [2, 3] needs a target of shape [2, 3], got [2, 1]",
     ),
     "classes": (
         beside("cross_entropy", Input("y", (3,), index_domain(3))),
