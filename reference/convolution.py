@@ -181,11 +181,19 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Kernel(Integers):
-    """The kernel's extents; the simplest one drawn fits an input without padding."""
+class Kernel:
+    """The kernel's extents along the spatial axes; the simplest one drawn fits an input without padding."""
+
+    extents: Integers
+
+    def contains(self, value: OptionValue, shape: Shape) -> bool:
+        return self.extents.contains(value, shape)
+
+    def describe(self, shape: Shape) -> str:
+        return self.extents.describe(shape)
 
     def choices(self, shape: Shape) -> Sequence[OptionValue]:
-        return (tuple(max(min(2, size), 1) for size in shape[2:]), *self.examples)
+        return (tuple(max(min(2, size), 1) for size in shape[2:]), *self.extents.examples)
 
 
 def _values(options: Options, *names: str) -> list[Any]:
@@ -248,7 +256,7 @@ def _options(axes: int, kernels: tuple[Extents, ...], *others: Option) -> tuple[
     ones, twos, mixed = (1,) * axes, (2,) * axes, (3, 1, 2)[:axes]
     return (
         Option("features", Features(), structural=True),
-        Option("kernel", Kernel(axes, 1, kernels), structural=True),
+        Option("kernel", Kernel(Integers(axes, 1, kernels)), structural=True),
         Option("stride", Integers(axes, 1, (ones, twos, mixed)), ones),
         Option("padding", Integers(axes, 0, ((0,) * axes, ones, (2, 0, 1)[:axes])), (0,) * axes),
         *others,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from gradproof.architectures import ARCHITECTURES, drawn_architectures, layers_of
 from gradproof.case import save_case
 from gradproof.check import FAILURE_DIRECTORY, Run
 from gradproof.drawing import BACKEND, Drawn, drawn_networks
@@ -64,5 +65,13 @@ def test_every_known_divergence_still_shows(gradproof_run: Run) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_worked_example_agrees(gradproof_run: Run, target: Target, name: str) -> None:
-    gradproof_run.prepare()
-    require_agreement(gradproof_run, gradproof_run.examine_case(EXAMPLES[name].case(target.dtype)))
+    case = EXAMPLES[name].case(target.dtype)
+    gradproof_run.prepare({node.layer.name for node in case.network.nodes})
+    require_agreement(gradproof_run, gradproof_run.examine_case(case))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture_agrees(gradproof_run: Run, name: str) -> None:
+    gradproof_run.prepare(layers_of([name]))
+    for drawn in drawn_architectures([name], count=1, seed=1):
+        require_agreement(gradproof_run, gradproof_run.examine(drawn))
