@@ -32,3 +32,4 @@ types: .venv/installed
 
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/layers.py

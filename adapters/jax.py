@@ -557,7 +557,7 @@ def _recurrent(cell: Any, flax_parameters: Callable[[Weights], dict[str, Any]]) 
         for at, end in enumerate(ends):
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             weights = {name: parameters.get(f"{name}{end}", unbiased) for name in names}
-            run = flax.linen.RNN(cell(features), time_major=True, return_carry=True, keep_order=True)
+            run: Any = flax.linen.RNN(cell(features), time_major=True, return_carry=True, keep_order=True)
             first = (c0[at], h0[at]) if carries_cell else h0[at]
             tree = {"params": {"cell": flax_parameters(weights)}}
             carry, out = run.apply(tree, x, initial_carry=first, reverse=end.endswith("_reverse"))
@@ -648,7 +648,7 @@ def _multi_head_attention(
         seen = padding.reshape(-1, 1, 1, key.shape[0]).astype(bool)
         allowed = seen if allowed is None else seen & allowed
     attend = partial(_some_allowed(flax.linen.dot_product_attention), bias=_per_head(bias, heads))
-    module = flax.linen.MultiHeadDotProductAttention(heads, use_bias=in_proj_bias is not None, attention_fn=attend)
+    module: Any = flax.linen.MultiHeadDotProductAttention(heads, use_bias=in_proj_bias is not None, attention_fn=attend)
     sources = [jnp.swapaxes(each, 0, 1) if batched else each[None] for each in (query, key, value)]
     with warnings.catch_warnings():
         # flax suspects that square values were meant as a mask.

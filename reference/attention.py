@@ -134,9 +134,11 @@ def multi_head_attention_forward(
     together = "in_proj_weight" in projections
     weights = np.split(projections["in_proj_weight"], 3) if together else [projections[slot] for slot in APART]
     shifts = [0.0] * 3 if in_proj_bias is None else np.split(in_proj_bias, 3)
-    parts = [_by_head(x @ w.T + b, heads) for x, w, b in zip(sources, weights, shifts, strict=True)]
+    q, k, v = (_by_head(x @ w.T + b, heads) for x, w, b in zip(sources, weights, shifts, strict=True))
     attended, inner = scaled_dot_product_attention_forward(
-        *parts,
+        q,
+        k,
+        v,
         _padded(None if mask is None else _per_head(mask, heads), padding),
         None if bias is None else _per_head(bias, heads),
         causal=causal,

@@ -21,3 +21,14 @@ def test_throughput_prints_rates_their_ratio_and_where_the_time_goes() -> None:
     assert [part for part in PARTS if f" {part} " not in result.stdout] == []
     assert result.stdout.count("networks a second") == 3
     assert "ratio of warm to naive:" in result.stdout
+
+
+def test_layers_prints_ratios_growth_and_memory() -> None:
+    pytest.importorskip("torch", reason="needs pip install 'gradproof[torch]'")
+    command = [sys.executable, str(ROOT / "benchmarks" / "layers.py"), "--repeats", "1", "--layer", "linear"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "reference / torch" in result.stdout
+    assert "linear" in result.stdout
+    assert "time grows with batch ^ " in result.stdout
+    assert "peak memory / what must be held" in result.stdout
