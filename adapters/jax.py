@@ -265,13 +265,19 @@ def _reduced_by_weight(loss: Any, target: Any, weight: Any, ignore_index: int, r
 
 def _kl_div(x: Any, target: Any, *, log_target: bool, reduction: str) -> Any:
     """optax sums over an axis: here over one of length 1."""
-    divergence = optax.kl_divergence_with_log_targets if log_target else optax.kl_divergence
+    divergence = optax.losses.kl_divergence_with_log_targets if log_target else optax.kl_divergence
     loss = divergence(x[..., None], target[..., None])
     return loss.sum() / len(x) if reduction == "batchmean" else REDUCTIONS[reduction](loss)
 
 
 def _sigmoid_focal(x: Any, target: Any, *, alpha: float, gamma: float) -> Any:
-    return optax.sigmoid_focal_loss(x, target, alpha=None if alpha < 0.0 else alpha, gamma=gamma)
+    """optax's, but for the target's gradient, which lacks a term where the target is 0 or 1: see docs/findings.md."""
+    fixed, of_target = jax.lax.stop_gradient(x), jax.lax.stop_gradient(target)
+    wrong = (1.0 - target) * jax.nn.sigmoid(fixed) + target * jax.nn.sigmoid(-fixed)
+    balance = alpha * target + (1.0 - alpha) * (1.0 - target) if alpha >= 0.0 else 1.0
+    formula = balance * (wrong**gamma if gamma else 1.0) * optax.sigmoid_binary_cross_entropy(fixed, target)
+    loss = optax.sigmoid_focal_loss(x, of_target, alpha=alpha if alpha >= 0.0 else None, gamma=gamma)
+    return loss + formula - jax.lax.stop_gradient(formula)
 
 
 def _dice(x: Any, target: Any, *, axes: int, smooth: float, squared: bool) -> Any:

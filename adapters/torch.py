@@ -70,7 +70,12 @@ def _constant(weight: Any) -> Any:
 
 
 def _bce(x: Any, target: Any, weight: Any = None, *, reduction: str) -> Any:
-    return F.binary_cross_entropy(x, target, _constant(weight), reduction=reduction)
+    lost = torch.isnan(x)
+    if not lost.any():
+        return F.binary_cross_entropy(x, target, _constant(weight), reduction=reduction)
+    # What overflowed before is refused by torch; it is NaN here too, and the other elements count.
+    loss = F.binary_cross_entropy(torch.where(lost, 0.5, x), target, _constant(weight), reduction="none")
+    return _reduced(torch.where(lost, torch.nan, loss), reduction)
 
 
 def _bce_with_logits(x: Any, target: Any, weight: Any = None, pos_weight: Any = None, *, reduction: str) -> Any:

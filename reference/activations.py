@@ -70,6 +70,10 @@ def silu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     return {"x": dout * gate * (1.0 + x * (1.0 - gate))}
 
 
+GELU_END = 40.0
+"""From here on the normal density is 0, and tanh is 1, in every dtype; powers of a large x would overflow."""
+
+
 def gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = x P(x), with P the standard normal distribution function (Hendrycks and Gimpel 2016)."""
     below = ndtr(x)
@@ -79,15 +83,13 @@ def gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 def gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = P(x) + x p(x), with p(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
     x, below = cache
-    density = np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+    near = clamp(x, -GELU_END, GELU_END)
+    density = np.exp(-0.5 * near * near) / math.sqrt(2.0 * math.pi)
     return {"x": dout * (below + x * density)}
 
 
 GELU_SCALE = math.sqrt(2.0 / math.pi)
 GELU_CUBIC = 0.044715
-GELU_END = 30.0
-"""Far beyond where tanh(u) is 1 in every dtype; the cube of a large x would overflow."""
-
 QUICK_GELU_SCALE = 1.702
 
 
@@ -141,7 +143,7 @@ def softsign_backward(dout: Array, below: Array) -> Gradients:
 
 
 def squareplus_forward(x: Array, *, b: float) -> tuple[Array, tuple[Array, Array]]:
-    """f(x) = (x + sqrt(x^2 + b)) / 2 (Barron 2021); the square of a large x would overflow, so a scale is taken out."""
+    """f(x) = (x + sqrt(x^2 + b)) / 2 (Barron 2021), with a scale taken out of the root, as x^2 may overflow."""
     scale = np.maximum(magnitude(x.real), math.sqrt(b))
     share = x / scale
     root = scale * np.sqrt(share * share + (math.sqrt(b) / scale) ** 2)

@@ -31,23 +31,27 @@ from gradproof.layer import (
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 
-def masked_softmax(logits: Array, allowed: Array | None) -> Array:
-    """Softmax over the last axis, over the allowed elements alone: 0 elsewhere, and everywhere if none is allowed."""
-    if allowed is None:
-        allowed = np.ones((), bool)
+def masked_softmax(logits: Array, allowed: Array) -> tuple[Array, Array]:
+    """Softmax over those elements of the last axis that are allowed, 0 elsewhere; and the logarithm of their sum.
+
+    Where none is allowed, both are 0.
+    """
     some = np.broadcast_to(allowed, logits.shape).any(axis=-1, keepdims=True)
-    largest = np.where(allowed, logits.real, -np.inf).max(axis=-1, keepdims=True)
-    shifted = np.where(allowed, logits, 0.0) - np.where(some, largest, 0.0)
-    weights = np.where(allowed, np.exp(np.where(allowed, shifted, 0.0)), 0.0)
-    return weights / np.where(some, weights.sum(axis=-1, keepdims=True), 1.0)
+    largest = np.where(some, np.where(allowed, logits.real, -np.inf).max(axis=-1, keepdims=True), 0.0)
+    weights = _exponential(logits - largest, allowed)
+    total = np.where(some, weights.sum(axis=-1, keepdims=True), 1.0)
+    return weights / total, largest + np.log(total)
 
 
-def _allowed(mask: Array | None, causal: bool, queries: int, keys: int) -> Array | None:
+def _exponential(x: Array, allowed: Array) -> Array:
+    """exp(x) where allowed, 0 elsewhere, however large x is there."""
+    return np.where(allowed, np.exp(np.where(allowed, x, 0.0)), 0.0)
+
+
+def _allowed(mask: Array | None, causal: bool, queries: int, keys: int) -> Array:
     """Which query may see which key: what the mask says, and where causal none that comes later."""
-    earlier = np.tri(queries, keys, dtype=bool) if causal else None
-    if mask is None:
-        return earlier
-    return mask.astype(bool) if earlier is None else mask.astype(bool) & earlier
+    seen = np.tri(queries, keys, dtype=bool) if causal else np.ones((queries, keys), bool)
+    return seen if mask is None else mask.astype(bool) & seen
 
 
 def scaled_dot_product_attention_forward(
@@ -73,16 +77,20 @@ def scaled_dot_product_attention_forward(
     logits = factor * (q @ np.swapaxes(k, -1, -2))
     if bias is not None:
         logits = logits + bias
-    probabilities = masked_softmax(logits, _allowed(mask, causal, q.shape[-2], k.shape[-2]))
-    return probabilities @ v, (q, k, v, probabilities, factor, groups, None if bias is None else bias.shape)
+    allowed = _allowed(mask, causal, q.shape[-2], k.shape[-2])
+    probabilities, logsumexp = masked_softmax(logits, allowed)
+    cache = (q, k, v, logits, logsumexp, allowed, factor, groups, None if bias is None else bias.shape)
+    return probabilities @ v, cache
 
 
 def scaled_dot_product_attention_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     """dv = P^T dout; with dP = dout v^T: dS = P (dP - sum_s dP P), dq = scale dS k, dk = scale dS^T q, dbias = dS.
 
-    The heads of k and v that a group shares sum its gradients.
+    P is made again from the scores and the logarithm of their exponentials' sum, as fused attention makes it (Dao et
+    al. 2022). The heads of k and v that a group shares sum its gradients.
     """
-    q, k, v, probabilities, factor, groups, bias_shape = cache
+    q, k, v, logits, logsumexp, allowed, factor, groups, bias_shape = cache
+    probabilities = _exponential(logits - logsumexp, allowed)
     dprobabilities = dout @ np.swapaxes(v, -1, -2)
     dlogits = probabilities * (dprobabilities - (dprobabilities * probabilities).sum(axis=-1, keepdims=True))
     gradients = {

@@ -224,9 +224,9 @@ def sigmoid_focal_forward(
     distance = np.where(x.real < 0, target, 1.0 - target)
     wrong = distance + decay * (1.0 - distance)
     entropy = np.log1p(decay) + distance * size
-    # exp(-|x|) may underflow where its power does not.
-    power = np.where(distance == 0, np.exp(-gamma * size), wrong**gamma)
-    focus = power / (1.0 + decay) ** gamma
+    certain = distance == 0  # log(wrong) is -|x| there, even where exp(-|x|) underflows
+    log_wrong = np.where(certain, -size, np.log(np.where(certain, 1.0, wrong)))
+    focus = np.exp(gamma * (log_wrong - np.log1p(decay)))
     balance = alpha * target + (1.0 - alpha) * (1.0 - target) if alpha >= 0.0 else 1.0
     cache = (x, target, decay, distance, wrong, entropy, focus, balance, alpha, gamma, reduction)
     return reduce_loss(balance * focus * entropy, reduction), cache

@@ -132,7 +132,8 @@ def _arrivals(emissions: Array, skips: Array) -> tuple[Array, Array]:
 def _departures(lattice: Lattice, input_lengths: Array) -> tuple[Array, Array]:
     """Of all paths on from each state, its own emission excluded, from the last time step back."""
     score, possible = np.zeros_like(lattice.emissions[0]), np.zeros_like(lattice.ends)
-    scores, possibles = [], []
+    scores: list[Array] = []
+    possibles: list[Array] = []
     for time in reversed(range(len(lattice.emissions))):
         skipped = _earlier(possible & lattice.skips, 2)
         ways = np.stack([possible, _earlier(possible, 1), skipped])
@@ -167,7 +168,7 @@ def _log_sum(scores: Array, possible: Array, axis: int) -> tuple[Array, Array]:
 
     No infinity takes the place of the logarithm of 0, so that rounding can be observed on every number.
     """
-    any_possible = possible.any(axis=axis)
+    any_possible: Array = np.any(possible, axis=axis)
     highest = np.where(possible, scores.real, -np.inf).max(axis=axis, keepdims=True)
     highest = np.where(np.expand_dims(any_possible, axis), highest, 0.0)
     terms = np.where(possible, np.exp(np.where(possible, scores - highest, 0.0)), 0.0)

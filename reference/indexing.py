@@ -285,8 +285,9 @@ def _scatter_add_shape(shapes: Sequence[Shape], options: Options) -> Shape:
 
 
 def _scattered(shape: Shape, options: Options) -> tuple[Shape, ...]:
-    """At least as many elements as places, so that they meet; of x's own shape where that is enough."""
-    return (_resized(shape, options, max(shape[_axis(options, shape)], 3)),)
+    """Along the axis, at least as many elements as places, so that they meet; one less along the other long axes."""
+    shorter = tuple(size - 1 if size > 2 else size for size in shape)
+    return (_resized(shorter, options, max(shape[_axis(options, shape)], 3)),)
 
 
 def _mask(shape: Shape, options: Options) -> Domain:

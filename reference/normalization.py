@@ -217,15 +217,12 @@ def weight_norm_forward(
 ) -> tuple[Array, tuple[Any, ...]]:
     """out = x weight^T + bias, weight = magnitude u, u = direction / |direction| (Salimans and Kingma 2016).
 
-    Shapes: x (..., I), direction (O, I), magnitude and bias (O,), out (..., O); |.| is the norm of each row, whose
-    largest element is taken out of it first.
+    Shapes: x (..., I), direction (O, I), magnitude and bias (O,), out (..., O); |.| is the norm of each row.
     """
-    peak = np.abs(direction.real).max(axis=1, keepdims=True)
-    scaled = direction / peak
-    size = np.sqrt((scaled * scaled).sum(axis=1, keepdims=True))
-    unit = scaled / size
+    size = np.sqrt((direction * direction).sum(axis=1, keepdims=True))
+    unit = direction / size
     out, linear = linear_forward(x, magnitude[:, None] * unit, bias)
-    return out, (linear, unit, magnitude[:, None], peak, size)
+    return out, (linear, unit, magnitude[:, None], size)
 
 
 def weight_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
@@ -233,11 +230,11 @@ def weight_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
 
     No step along u itself: the length of the direction has no effect.
     """
-    linear, unit, magnitude, peak, size = cache
+    linear, unit, magnitude, size = cache
     gradients = linear_backward(dout, linear)
     dweight = gradients.pop("weight")
     dmagnitude = (dweight * unit).sum(axis=1, keepdims=True)
-    ddirection = magnitude * ((dweight - unit * dmagnitude) / size) / peak
+    ddirection = magnitude * (dweight - unit * dmagnitude) / size
     return gradients | {"direction": ddirection, "magnitude": dmagnitude[:, 0]}
 
 

@@ -159,9 +159,12 @@ def reduce_prod_backward(dout: Array, cache: tuple[list[tuple[Array, int]], Wher
 
 
 def deviations(x: Array, axes: tuple[int, ...]) -> Array:
-    """x - m, m the mean of its slice, corrected by the mean of what it leaves: 0 where all of a slice are equal."""
-    mean = x.mean(axis=axes, keepdims=True)
-    return x - (mean + (x - mean).mean(axis=axes, keepdims=True))
+    """x - m, m the mean of its slice and what rounding took from it: 0 where all of a slice are equal.
+
+    That is measured on a mean of its own, so that the noise floor still holds the rounding of a mean.
+    """
+    lost = (x - x.mean(axis=axes, keepdims=True)).mean(axis=axes, keepdims=True)
+    return x - (x.mean(axis=axes, keepdims=True) + lost)
 
 
 def reduce_var_forward(

@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from gradproof.architectures import ARCHITECTURES
 from gradproof.reference import LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +51,30 @@ def test_the_diff_shown_is_the_one_that_is_printed() -> None:
     assert without_version(result.stdout).startswith(without_version(expected).rstrip())
 
 
-def test_every_layer_is_listed() -> None:
-    (text,) = re.findall(r"^## Layers\n(.*?)(?=^## )", README, re.MULTILINE | re.DOTALL)
-    assert [name for name in LAYERS if not re.search(rf"\b{name}\b", text)] == []
+def section(title: str) -> str:
+    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## )", README, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def test_the_table_of_layers_is_the_one_that_is_printed() -> None:
+    for framework in ("torch", "jax"):
+        pytest.importorskip(framework, reason=f"needs pip install 'gradproof[{framework}]'")
+    result = run("-m", "gradproof", "layers", "--markdown", "--adapter", "torch", "--adapter", "jax")
+    assert result.returncode == 0
+    shown = [line for line in section("Layers").splitlines() if line.startswith("|")]
+    assert shown == result.stdout.splitlines()
+
+
+def test_the_table_has_every_layer_and_enough_of_each_kind() -> None:
+    assert [name for name in LAYERS if f"`{name}`" not in section("Layers")] == []
+    kinds = Counter(layer.kind for layer in LAYERS.values())
+    assert kinds["activation"] >= 38
+    assert kinds["loss"] >= 26
+    assert kinds["layer"] >= 45
+
+
+def test_every_architecture_is_named() -> None:
+    assert [name for name in ARCHITECTURES if not re.search(rf"\b{name}\b", section("Layers"))] == []
 
 
 def code_lines(source: str) -> list[str]:
