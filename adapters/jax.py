@@ -598,20 +598,19 @@ def _combined(mask: Any, causal: bool, queries: int, keys: int) -> Any:
 def _attention(
     q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, *, causal: bool, scale: float | str, groups: int
 ) -> Any:
-    """`jax.nn.dot_product_attention` wants values as wide as keys, and takes the softmax in float32 even in float64:
-
-    there, it is flax's, which has no scale and no groups.
-    """
-    rank, factor = q.ndim, q.shape[-1] ** -0.5 if isinstance(scale, str) else scale
-    hidden = _combined(mask, causal, q.shape[-2], k.shape[-2])
-    masks = [None if each is None else _four_axes(each, rank) for each in (hidden, bias)]
+    """jax.nn's where it takes the values (as wide as keys) and keeps the digits (it is float32 inside), else flax's."""
+    rank, factor = q.ndim, None if isinstance(scale, str) else scale
+    allowed = _combined(mask, causal, q.shape[-2], k.shape[-2])
+    masks = {name: None if m is None else _four_axes(m, rank) for name, m in (("mask", allowed), ("bias", bias))}
     query, key, value = (jnp.swapaxes(_four_axes(each, rank), 1, 2) for each in (q, k, v))
-    if q.dtype == jnp.float32 and k.shape == v.shape:
-        out = _some_allowed(jax.nn.dot_product_attention)(query, key, value, mask=masks[0], bias=masks[1], scale=factor)
-    else:
+    if q.dtype != jnp.float32 or k.shape != v.shape:
         key, value = (jnp.repeat(each, groups, axis=2) for each in (key, value))
-        query = query * (factor * q.shape[-1] ** 0.5)
-        out = _some_allowed(flax.linen.dot_product_attention)(query, key, value, mask=masks[0], bias=masks[1])
+        query = query if factor is None else query * (factor * q.shape[-1] ** 0.5)
+        out = _some_allowed(flax.linen.dot_product_attention)(query, key, value, **masks)
+    elif mask is None:
+        out = jax.nn.dot_product_attention(query, key, value, masks["bias"], scale=factor, is_causal=causal)
+    else:
+        out = _some_allowed(jax.nn.dot_product_attention)(query, key, value, **masks, scale=factor)
     return jnp.swapaxes(out, 1, 2).reshape(*q.shape[:-1], v.shape[-1])
 
 
@@ -721,7 +720,7 @@ ROWS: dict[str, Row] = {
     "rsqrt": jax.lax.rsqrt,
     "square": jnp.square,
     "reciprocal": jnp.reciprocal,
-    "power": jnp.power,
+    "power": lambda x, exponent: jnp.power(x, exponent),
     "sin": jnp.sin,
     "cos": jnp.cos,
     "maximum": jnp.maximum,

@@ -338,7 +338,7 @@ class _Growing:
         fitting = [name for name in self.domains if self._reaches(layer, name)]
         # All drawn even where they decide nothing, so that a node keeps its draws when shrinking drops the one before.
         fresh = self.draw(st.integers(0, 29)) == 29
-        older = self.draw(st.integers(0, 3)) == 3
+        older = self.draw(st.integers(0, 6)) == 6
         if not fitting or (fresh and not self.anchored):
             return None
         return self.draw(st.sampled_from(fitting[::-1])) if older else fitting[-1]

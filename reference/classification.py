@@ -122,9 +122,9 @@ def cross_entropy_forward(
     classes = x.shape[-1]
     if targets == "classes":
         chosen, kept = _chosen(target, classes, ignore_index)
-        divisor = _total_weight(chosen, weight) if reduction == "mean" else None
+        divisor = _total_weight(chosen, weight, reduction)
     else:
-        chosen, kept, divisor = target, np.ones(x.shape[:-1], bool), float(x[..., 0].size)
+        chosen, kept, divisor = target, np.ones(x.shape[:-1], bool), x[..., 0].size
     smoothed = (1.0 - label_smoothing) * chosen + label_smoothing / classes if label_smoothing else chosen
     coefficients = np.where(kept[..., None], smoothed if weight is None else weight * smoothed, 0.0)
     value = -np.where(coefficients == 0, 0.0, coefficients * log_probabilities).sum(axis=-1)
@@ -156,7 +156,7 @@ def nll_forward(
     Shapes: x (..., C), weight (C), target and l (...), target of integers.
     """
     chosen, kept = _chosen(target, x.shape[-1], ignore_index)
-    divisor = _total_weight(chosen, weight) if reduction == "mean" else None
+    divisor = _total_weight(chosen, weight, reduction)
     coefficients = chosen if weight is None else weight * chosen
     value = -np.where(coefficients == 0, 0.0, coefficients * x).sum(axis=-1)
     return _reduced_by(value, divisor, reduction), (coefficients, kept, divisor, reduction)
@@ -175,8 +175,10 @@ def _chosen(target: Array, classes: int, ignore_index: int) -> tuple[Array, Arra
     return np.where(kept[..., None] & (np.arange(classes) == target[..., None]), 1.0, 0.0), kept
 
 
-def _total_weight(chosen: Array, weight: Array | None) -> Array:
-    """The sum of the weights of the target classes; NaN in place of 0, by which nothing can be divided."""
+def _total_weight(chosen: Array, weight: Array | None, reduction: str) -> Any:
+    """What "mean" divides by: the target classes' weights, summed; NaN in place of 0, by which nothing is divided."""
+    if reduction != "mean":
+        return 1
     total = (chosen if weight is None else weight * chosen).sum()
     return np.where(total == 0, np.nan, total)
 

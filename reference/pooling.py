@@ -282,7 +282,7 @@ class OutputSize:
         )
 
     def describe(self, shape: Shape) -> str:
-        return f"{len(shape) - 2} integers of at least 1, one for every spatial axis of an input of shape {list(shape)}"
+        return f"an integer of at least 1 for each of {len(shape) - 2} spatial axes, of an input of shape {list(shape)}"
 
     def choices(self, shape: Shape) -> Sequence[OptionValue]:
         """One window, fewer than elements and mostly no divisor of their number, and more."""

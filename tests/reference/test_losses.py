@@ -55,13 +55,13 @@ def test_smooth_l1_without_a_smooth_part_is_mae() -> None:
     assert of_smooth["x"].tolist() == of_absolute["x"].tolist() == [0.0, 1 / 3, -1 / 3]
 
 
-@pytest.mark.parametrize("error", [1e-160, 1e-8, 0.1, 0.999999, 1.0, 30.0, 1000.0, 1e300])
+@pytest.mark.parametrize("error", [1e-150, 1e-8, 0.1, 0.999999, 1.0, 30.0, 1000.0, 1e300])
 def test_log_cosh_keeps_its_digits(error: float) -> None:
     mpmath = pytest.importorskip("mpmath")
     loss, gradients = run("log_cosh", -error, 0.0)
     with mpmath.workdps(500):
         expected = float(mpmath.log(mpmath.cosh(error)))
-    assert_allclose(loss, expected, rtol=1e-15, atol=1e-320)
+    assert_allclose(loss, expected, rtol=1e-15)
     assert_allclose(gradients["x"], -math.tanh(error), rtol=1e-15)
 
 
