@@ -376,11 +376,6 @@ def _convolution(
     return out if bias is None else out + bias.reshape(-1, *[1] * len(stride))
 
 
-def _row_reduced(loss: Row) -> Row:
-    """A loss of rows, and what to make of it."""
-    return lambda *arrays, reduction, **others: REDUCTIONS[reduction](loss(*arrays, **others))
-
-
 def _hinge_embedding(x: Any, target: Any, *, margin: float) -> Any:
     return jnp.where(target == 1, x, jnp.maximum(margin - x, 0.0))
 
@@ -819,16 +814,16 @@ ROWS: dict[str, Row] = {
     "sigmoid_focal": _reduced(_sigmoid_focal),
     "dice": Composed(_reduced(_dice)),
     # margins, ctc
-    "hinge": _row_reduced(optax.hinge_loss),
-    "squared_hinge": Composed(_row_reduced(lambda x, target: optax.hinge_loss(x, target) ** 2)),
-    "hinge_embedding": Composed(_row_reduced(_hinge_embedding)),
-    "soft_margin": Composed(_row_reduced(_soft_margin)),
-    "multi_margin": Composed(_row_reduced(_multi_margin)),
-    "multilabel_margin": Composed(_row_reduced(_multilabel_margin)),
-    "multilabel_soft_margin": Composed(_row_reduced(_multilabel_soft_margin)),
-    "margin_ranking": Composed(_row_reduced(_margin_ranking)),
-    "cosine_embedding": Composed(_row_reduced(_cosine_embedding)),
-    "triplet_margin": Composed(_row_reduced(_triplet_margin)),
+    "hinge": _reduced(optax.hinge_loss),
+    "squared_hinge": Composed(_reduced(lambda x, target: optax.hinge_loss(x, target) ** 2)),
+    "hinge_embedding": Composed(_reduced(_hinge_embedding)),
+    "soft_margin": Composed(_reduced(_soft_margin)),
+    "multi_margin": Composed(_reduced(_multi_margin)),
+    "multilabel_margin": Composed(_reduced(_multilabel_margin)),
+    "multilabel_soft_margin": Composed(_reduced(_multilabel_soft_margin)),
+    "margin_ranking": Composed(_reduced(_margin_ranking)),
+    "cosine_embedding": Composed(_reduced(_cosine_embedding)),
+    "triplet_margin": Composed(_reduced(_triplet_margin)),
     "ctc": _ctc,
 }
 

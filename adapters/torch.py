@@ -256,11 +256,6 @@ def _binary_hinge(x: Any, target: Any) -> Any:
     return F.relu(1.0 - target * x)
 
 
-def _torch_reduced(loss: Row) -> Row:
-    reductions: dict[str, Row] = {"none": lambda each: each, "mean": torch.mean, "sum": torch.sum}
-    return lambda *arrays, reduction: reductions[reduction](loss(*arrays))
-
-
 def _multi_margin(x: Any, target: Any, weight: Any = None, **options: Any) -> Any:
     return F.multi_margin_loss(x, target, weight=None if weight is None else weight.detach(), **options)
 
@@ -450,8 +445,8 @@ ROWS: dict[str, Row] = {
     "sigmoid_focal": Composed(_sigmoid_focal),
     "dice": Composed(_dice),
     # margins, ctc
-    "hinge": Composed(_torch_reduced(_binary_hinge)),
-    "squared_hinge": Composed(_torch_reduced(lambda x, target: _binary_hinge(x, target) ** 2)),
+    "hinge": Composed(lambda x, target, reduction: _reduced(_binary_hinge(x, target), reduction)),
+    "squared_hinge": Composed(lambda x, target, reduction: _reduced(_binary_hinge(x, target) ** 2, reduction)),
     "hinge_embedding": F.hinge_embedding_loss,
     "soft_margin": lambda x, target, reduction: F.soft_margin_loss(x, target.detach(), reduction=reduction),
     "multi_margin": _multi_margin,

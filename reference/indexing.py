@@ -165,9 +165,15 @@ def top_k_forward(x: Array, *, k: int, axis: int, largest: bool) -> tuple[Array,
 
     Shapes: x (..., n, ...), out (..., k, ...).
     """
-    order = np.argsort(-x.real if largest else x.real, axis=axis, kind="stable")
+    order = _descending(x.real, axis) if largest else np.argsort(x.real, axis=axis, kind="stable")
     places = np.take(order, np.arange(k), axis)
     return np.take_along_axis(x, places, axis), (places, x.shape, axis)
+
+
+def _descending(x: Array, axis: int) -> Array:
+    """The stable order from the largest to the smallest; NaN, as in frameworks, counts as the largest."""
+    ascending = np.argsort(np.flip(x, axis), axis=axis, kind="stable")
+    return x.shape[axis] - 1 - np.flip(ascending, axis)
 
 
 def ranked_backward(dout: Array, cache: tuple[Array, Shape, int]) -> Gradients:

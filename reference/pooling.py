@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import product
 from typing import Any
 
@@ -89,10 +89,11 @@ def whole(sizes: Shape) -> Windows:
     return adaptive(sizes, (1,) * len(sizes))
 
 
-def _grid(windows: Windows, sizes: Shape) -> tuple[tuple[Array, ...], Array]:
-    """An index of the spatial axes, of shape (n..., k...), and (n..., K): which places are inside."""
+def _grid(windows: Windows, sizes: Shape) -> tuple[tuple[Any, ...], Array]:
+    """An index of x for every place, (n..., k...) over the spatial axes, and which places are inside, (n..., K)."""
     rank = len(windows)
-    index, inside = [], np.ones((1,) * (2 * rank), bool)
+    index: list[Any] = [...]
+    inside = np.ones((1,) * (2 * rank), bool)
     for axis, ((places, within), size) in enumerate(zip(windows, sizes, strict=True)):
         shape = [1] * (2 * rank)
         shape[axis], shape[rank + axis] = places.shape
@@ -104,16 +105,16 @@ def _grid(windows: Windows, sizes: Shape) -> tuple[tuple[Array, ...], Array]:
 def gather(x: Array, windows: Windows, outside: float) -> Array:
     """What each window meets, (B, C, n..., K); `outside` where a place is not inside."""
     index, inside = _grid(windows, x.shape[2:])
-    met = x[(..., *index)]
+    met = x[index]
     return np.where(inside, met.reshape(*x.shape[:2], *inside.shape), outside)
 
 
 def scatter(dmet: Array, windows: Windows, shape: Shape) -> Array:
     """The adjoint of `gather`: what arrives at each place (B, C, n..., K), added up where windows overlap."""
     index, inside = _grid(windows, shape[2:])
-    spread = np.where(inside, dmet, 0.0).reshape(*shape[:2], *np.broadcast_shapes(*(each.shape for each in index)))
+    spread = np.where(inside, dmet, 0.0).reshape(*shape[:2], *np.broadcast_shapes(*(each.shape for each in index[1:])))
     dx = np.zeros_like(dmet, shape=shape)
-    np.add.at(dx, (..., *index), spread)
+    np.add.at(dx, index, spread)
     return dx
 
 
@@ -170,7 +171,8 @@ def avg_pool_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
 
 def _counts(windows: Windows) -> Array:
     """The number of places inside each window, (n...)."""
-    return math.prod(np.ix_(*(inside.sum(axis=1) for _, inside in windows)))  # type: ignore[no-any-return]
+    counts: Array = reduce(np.multiply, np.ix_(*(inside.sum(axis=1) for _, inside in windows)))
+    return counts
 
 
 def avg_pool_forward(

@@ -253,7 +253,7 @@ BAD_FIELDS = [
     (
         "network.nodes.1.inputs",
         ["x", "target"],
-        "node 'loss' (cross_entropy): its target must hold integers from 0 to 2, "
+        "node 'loss' (cross_entropy): its target must hold integers from 0 to 2 or -100, "
         "but 'target' holds integers from 0 to 3",
     ),
     (

@@ -514,11 +514,11 @@ REFUSED: dict[str, tuple[Callable[[], Network], str]] = {
     ),
     "numbers as class indices": (
         beside("cross_entropy", Input("t", (2,))),
-        "node 'a' (cross_entropy): its target must hold integers from 0 to 2, but 't' holds real",
+        "node 'a' (cross_entropy): its target must hold integers from 0 to 2 or -100, but 't' holds real",
     ),
     "more classes than the prediction has": (
         beside("cross_entropy", Input("t", (2,), index_domain(4))),
-        "node 'a' (cross_entropy): its target must hold integers from 0 to 2, but 't' holds integers from 0 to 3",
+        "node 'a' (cross_entropy): its target must hold integers from 0 to 2 or -100, but 't' holds integers from 0 to 3",
     ),
 }
 

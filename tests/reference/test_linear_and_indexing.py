@@ -298,6 +298,14 @@ def test_the_first_of_equal_elements_is_picked(
     equal(gradients["x"], gradient)
 
 
+@pytest.mark.parametrize(("largest", "wanted"), [(True, [np.nan, 3]), (False, [1, 3])])
+def test_nan_counts_as_the_largest(largest: bool, wanted: list[float]) -> None:
+    """So it is in torch and JAX; overflow on the way must not exchange what is finite."""
+    out, gradients = run("top_k", numbers(1, np.nan, 3), k=2, axis=0, largest=largest, dout=[1.0, 10.0])
+    equal(out, wanted)
+    equal(gradients["x"], [0, 1, 10] if largest else [1, 0, 10])
+
+
 # What is refused.
 
 REFUSED: list[tuple[str, tuple[Shape, ...], dict[str, OptionValue], str]] = [
