@@ -79,7 +79,7 @@ def compare(
     expected: Mapping[str, np.ndarray], got: Mapping[str, Any], samples: NoiseSamples, dtype: str
 ) -> tuple[TensorCheck, ...]:
     """Check every expected tensor: present, of the right shape and dtype, finite, and agreeing; then no others."""
-    checks = [_check(key, array, got.get(key), samples, np.dtype(dtype)) for key, array in expected.items()]
+    checks = [_check(key, expected, got.get(key), samples, np.dtype(dtype)) for key in expected]
     unknown = [_unknown(key, got[key]) for key in got.keys() - expected.keys()]
     return (*checks, *sorted(unknown, key=lambda check: check.key))
 
@@ -89,12 +89,15 @@ def _unknown(key: str, got: Any) -> TensorCheck:
     return TensorCheck(key, shape, "missing", float("inf"), expected="nothing of this name", got="not asked for")
 
 
-def _check(key: str, expected: np.ndarray, got: Any, samples: NoiseSamples, dtype: np.dtype[Any]) -> TensorCheck:
+def _check(
+    key: str, every: Mapping[str, np.ndarray], got: Any, samples: NoiseSamples, dtype: np.dtype[Any]
+) -> TensorCheck:
+    expected = every[key]
     fault = _structural_fault(expected, got, dtype)
     if fault:
         kind, wanted, found = fault
         return TensorCheck(key, expected.shape, kind, float("inf"), expected=wanted, got=found)
-    return _check_values(key, expected, got.astype(np.float64), samples, dtype)
+    return _check_values(key, every, got.astype(np.float64), samples, dtype)
 
 
 def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
@@ -109,9 +112,20 @@ def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> t
     return None
 
 
+def _floor(key: str, every: Mapping[str, np.ndarray], samples: NoiseSamples, count: int) -> Floor:
+    """The floor of a tensor; where a value is beyond the dtype's range, its gradient says nothing either."""
+    floor = samples.floor(key, every[key], count)
+    value = key.replace("gradient:", "value:", 1)
+    if value == key or value not in every:
+        return floor
+    lost = samples.floor(value, every[value], count).overflows
+    return Floor(np.where(lost, 0.0, floor.spread), floor.overflows | lost)
+
+
 def _check_values(
-    key: str, expected: np.ndarray, got: np.ndarray, samples: NoiseSamples, dtype: np.dtype[Any]
+    key: str, every: Mapping[str, np.ndarray], got: np.ndarray, samples: NoiseSamples, dtype: np.dtype[Any]
 ) -> TensorCheck:
+    expected = every[key]
     info = np.finfo(dtype)
     with np.errstate(all="ignore"):
         error = np.abs(got - expected)
@@ -120,7 +134,7 @@ def _check_values(
     if units.size == 0 or units.max() <= SUFFICIENT:  # False where anything is NaN or infinite
         return _result(key, None, units, error, expected, got)
     for count in (FEW_RUNS, MANY_RUNS):
-        floor = samples.floor(key, expected, count)
+        floor = _floor(key, every, samples, count)
         units, ill_conditioned = _noise_units(error, expected, floor, rounding)
         if units.max() <= SUFFICIENT:
             break

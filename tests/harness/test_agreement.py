@@ -451,3 +451,32 @@ def test_the_dtypes_overflow_is_unverifiable_and_the_rest_is_verified() -> None:
         "gradient:out": (None, 0),
         "gradient:x": (None, 0),
     }
+
+
+# A value beyond the dtype's range has no gradient to speak of.
+
+
+def relu_of_lost_values(slope_at_nan: float) -> NumpyReference:
+    """Frameworks differ in what relu hands back where its input is NaN."""
+
+    def backward(dout: Array, cache: Any) -> dict[str, Array]:
+        x = cache[0]
+        return {"x": dout * np.where(np.isnan(x), slope_at_nan, np.where(x > 0, 1.0, 0.0)).astype(dout.dtype)}
+
+    return NumpyReference(rows={"relu": (LAYERS["relu"].forward, backward)})
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize(("x", "agrees"), [([1e4, 1.0, 2.0], True), ([3.0, 1.0, 2.0], False)], ids=["lost", "finite"])
+def test_a_gradient_says_nothing_where_its_value_is_lost(x: list[float], agrees: bool, dtype: str) -> None:
+    nodes = (
+        Node.of("e", LAYERS["exp"], "x"),
+        Node.of("n", LAYERS["layer_norm"], "e", options={"affine": False}),
+        Node.of("out", LAYERS["relu"], "n"),
+    )
+    network = Network((Input("x", (1, 3)),), nodes)
+    case = Case(network, dtype, {"x": np.array([x], dtype)}, np.array([[0.5, -1.5, 2.0]], dtype))
+    lost = relu_of_lost_values(1.0)
+    wrong = NumpyReference(rows={"relu": (LAYERS["relu"].forward, lambda dout, cache: {"x": dout})})
+    assert examine(Subject(lost, {}), Oracles(case)).agrees
+    assert examine(Subject(wrong, {}), Oracles(case)).agrees is agrees
