@@ -52,7 +52,8 @@ class Divergence:
     option named `times` if any, lies between these two numbers (both included). statistic, along: or where this
     statistic of the argument does, taken along the axes that the option `along` names. options: it shows with these.
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
-    it is off at most, as a share of the expected number plus a number. versions: prefixes of the adapter's.
+    it is off at most, as a share of the expected number plus a number, which for gradients is in units of the largest
+    cotangent. versions: prefixes of the adapter's.
     witness: argument -> number, or nested list, at which the divergence must show.
     reason, link: what it is, where it is told.
     """
@@ -83,7 +84,8 @@ class Divergence:
             return np.zeros_like(evidence.wrong)
         located = self.located(case, evidence.wrong.shape)
         with np.errstate(all="ignore"):
-            allowed = self.max_relative_error * np.abs(evidence.expected) + self.max_absolute_error
+            scale = np.abs(case.cotangent).max(initial=0.0) if check.role == "gradient" else 1.0
+            allowed = self.max_relative_error * np.abs(evidence.expected) + self.max_absolute_error * scale
         small = evidence.error <= allowed if check.role in self.kinds else False
         lost = ~np.isfinite(evidence.error) if "nonfinite" in self.kinds else False
         return np.asarray(located & (small | lost) & evidence.wrong)
@@ -93,7 +95,7 @@ class Divergence:
         (node,) = case.network.nodes
         options = dict(node.options)
         argument = case.exact_values[dict(node.sources)[self.argument]]
-        measured = argument * float(options[self.times]) if self.times else argument  # type: ignore[arg-type]
+        measured: Any = argument * float(options[self.times]) if self.times else argument  # type: ignore[arg-type]
         if self.statistic:
             axes: Any = options.get(self.along, ())
             with np.errstate(all="ignore"):
@@ -102,7 +104,7 @@ class Divergence:
         if shape == argument.shape:
             return np.broadcast_to(held, shape)
         per_slice = bool(self.along) and held.size == math.prod(shape)
-        return held.reshape(shape) if per_slice else held.any()
+        return held.reshape(shape) if per_slice else np.asarray(held.any())
 
 
 def explain(divergences: Iterable[Divergence], case: Case, checks: Iterable[TensorCheck]) -> Divergence | None:

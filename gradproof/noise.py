@@ -74,8 +74,9 @@ class Rounding:
         """The array with rounding errors; NaN where the dtype overflows."""
         errors = self._take(exact.size).reshape(exact.shape)
         rounded = exact + errors * (1.0 if at_one else exact)
-        if self.to_grid:
-            rounded = rounded.astype(self.dtype).astype(FLOAT64)
+        if self.to_grid or at_one:
+            beyond = 1.0 if at_one else 0.0
+            rounded = (beyond + rounded).astype(self.dtype).astype(FLOAT64) - beyond
         size = np.abs(exact)
         ordinary = (size >= self.smallest_normal) & (size <= self.largest)
         return np.asarray(rounded) if ordinary.all() else self._at_the_ends(exact, size, rounded)

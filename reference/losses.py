@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from gradproof.layer import (
@@ -48,9 +48,34 @@ def weighted(options: Options) -> bool:
     return bool(options["weighted"])
 
 
+def _unchanged(shape: Shape, options: Options) -> Shape:
+    return shape
+
+
 REAL_PAIR = (Argument("x"), Argument("target", real, same_shape))
 LOGIT_PAIR = (Argument("x"), Argument("target", unit, same_shape))
 UNIT_PAIR = (Argument("x", unit), Argument("target", unit, same_shape))
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The output's shape, where each argument beside the prediction fits it; a value, so that layers are equal."""
+
+    arguments: tuple[Argument, ...]
+    unreduced: Unreduced
+
+    def __call__(self, shapes: Sequence[Shape], options: Options) -> Shape:
+        x = shapes[0]
+        shape = self.unreduced(x, options)
+        wanted = [each for each in self.arguments if each.when is None or each.when(options)]
+        for argument, got in zip(wanted[1:], shapes[1:], strict=True):
+            fitting = argument.shapes(x, options)
+            if got not in fitting:
+                expected = " or ".join(str(list(each)) for each in fitting)
+                raise ShapeError(
+                    f"a prediction of shape {list(x)} needs a {argument.name} of shape {expected}, got {list(got)}"
+                )
+        return shape if options["reduction"] == "none" else ()
 
 
 def loss(
@@ -62,27 +87,11 @@ def loss(
     options: tuple[Option, ...] = (),
     *,
     reduction: Option = REDUCTION,
-    unreduced: Unreduced = lambda shape, options: shape,
+    unreduced: Unreduced = _unchanged,
     **others: Any,
 ) -> Layer:
     """The row of a loss whose value, before it is reduced, has the shape `unreduced`, from the prediction's."""
-    output_shape = partial(_output_shape, arguments, unreduced)
+    shape = Reduced(arguments, unreduced)
     return Layer(
-        name, "loss", family, forward, backward, (*options, reduction), arguments, output_shape=output_shape, **others
+        name, "loss", family, forward, backward, (*options, reduction), arguments, output_shape=shape, **others
     )
-
-
-def _output_shape(
-    arguments: tuple[Argument, ...], unreduced: Unreduced, shapes: Sequence[Shape], options: Options
-) -> Shape:
-    x = shapes[0]
-    shape = unreduced(x, options)
-    wanted = [each for each in arguments if each.when is None or each.when(options)]
-    for argument, got in zip(wanted[1:], shapes[1:], strict=True):
-        fitting = argument.shapes(x, options)
-        if got not in fitting:
-            expected = " or ".join(str(list(each)) for each in fitting)
-            raise ShapeError(
-                f"a prediction of shape {list(x)} needs a {argument.name} of shape {expected}, got {list(got)}"
-            )
-    return shape if options["reduction"] == "none" else ()

@@ -541,7 +541,7 @@ EACH_ENTRY = pytest.mark.parametrize(("name", "index", "dtype"), list(entries())
 def witness_case(entry: Divergence, dtype: str) -> Case:
     layer = LAYERS[entry.layer]
     options: dict[str, Any] = {option.name: "none" for option in layer.options if option.name == "reduction"}
-    return one_node(layer, layer.complete(options | dict(entry.options)), dict(entry.witness), dtype)
+    return one_node(layer, layer.defaults | options | dict(entry.options), dict(entry.witness), dtype)
 
 
 @EACH_ENTRY
