@@ -275,7 +275,8 @@ def _sigmoid_focal(x: Any, target: Any, *, alpha: float, gamma: float) -> Any:
     fixed, of_target = jax.lax.stop_gradient(x), jax.lax.stop_gradient(target)
     wrong = (1.0 - target) * jax.nn.sigmoid(fixed) + target * jax.nn.sigmoid(-fixed)
     balance = alpha * target + (1.0 - alpha) * (1.0 - target) if alpha >= 0.0 else 1.0
-    formula = balance * (wrong**gamma if gamma else 1.0) * optax.sigmoid_binary_cross_entropy(fixed, target)
+    entropy = jax.nn.softplus(fixed) - target * fixed
+    formula = balance * (wrong**gamma if gamma else 1.0) * entropy
     loss = optax.sigmoid_focal_loss(x, of_target, alpha=alpha if alpha >= 0.0 else None, gamma=gamma)
     return loss + formula - jax.lax.stop_gradient(formula)
 

@@ -70,11 +70,12 @@ def _constant(weight: Any) -> Any:
 
 
 def _bce(x: Any, target: Any, weight: Any = None, *, reduction: str) -> Any:
-    lost = torch.isnan(x)
+    lost = torch.isnan(x) | torch.isnan(target)
     if not lost.any():
         return F.binary_cross_entropy(x, target, _constant(weight), reduction=reduction)
     # What overflowed before is refused by torch; it is NaN here too, and the other elements count.
-    loss = F.binary_cross_entropy(torch.where(lost, 0.5, x), target, _constant(weight), reduction="none")
+    kept = (torch.where(lost, 0.5, each) for each in (x, target))
+    loss = F.binary_cross_entropy(*kept, _constant(weight), reduction="none")
     return _reduced(torch.where(lost, torch.nan, loss), reduction)
 
 
@@ -115,7 +116,10 @@ def _log_cosh(x: Any, target: Any, reduction: str) -> Any:
 
 def _sigmoid_focal(x: Any, target: Any, *, alpha: float, gamma: float, reduction: str) -> Any:
     wrong = (1.0 - target) * torch.sigmoid(x) + target * torch.sigmoid(-x)
-    entropy = -target * F.logsigmoid(x) - (1.0 - target) * F.logsigmoid(-x)
+    # binary_cross_entropy_with_logits loses the digits of sigmoid(x) - target where x is large.
+    below = x < 0.0
+    size = torch.where(below, -x, x)
+    entropy = torch.log1p(torch.exp(-size)) + torch.where(below, target, 1.0 - target) * size
     balance = alpha * target + (1.0 - alpha) * (1.0 - target) if alpha >= 0.0 else 1.0
     return _reduced(balance * wrong**gamma * entropy, reduction)
 

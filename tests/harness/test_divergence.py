@@ -420,7 +420,7 @@ def framework(directory: Path, divergences: str, base: type = Diverging, name: s
     path = directory / f"{name}.py"
     source = f"import numpy as np\nfrom gradproof.reference import LAYERS, NumpyReference\n{SOURCES[base]}"
     path.write_text(source)
-    path.with_suffix(".toml").write_text(divergences)
+    path.with_suffix(".toml").write_text(divergences.replace("between =", 'times = "beta"\nbetween ='))
     return load_adapter(f"{path}:Framework")
 
 
@@ -428,7 +428,7 @@ SOURCES = {
     Diverging: """
 def forward(x, beta):
     out, cache = LAYERS["softplus"].forward(x, beta=beta)
-    return np.where(x > 20, x, out).astype(x.dtype), cache
+    return np.where(beta * x > 20, x, out).astype(x.dtype), cache
 
 class Framework(NumpyReference):
     name = "framework"

@@ -156,11 +156,14 @@ def test_numbers_below_the_smallest_normal_one_are_kept_or_flushed(dtype: str, t
     np.testing.assert_allclose(rounding(dtype, to_grid)(np.full(100, smallest)), smallest, rtol=1e-3, atol=0)
 
 
-def test_at_one_rounds_as_a_number_near_one_does() -> None:
+@BOTH_KINDS
+def test_at_one_rounds_as_a_number_near_one_does(to_grid: bool) -> None:
+    """To one of the neighbours on the grid there, which may be 1 itself: (1 + erf) / 2 is 0 far below 0."""
     exact = np.full(1000, 1e-6)
-    error = np.abs(rounding("float32")(exact, at_one=True) - exact)
-    unit = rounding("float32").unit
-    assert 0.9 * unit < error.max() <= 1.1 * unit
+    rounded = np.asarray(rounding("float32", to_grid)(exact, at_one=True))
+    np.testing.assert_array_equal((1.0 + rounded).astype("float32").astype(float), 1.0 + rounded)
+    assert set(np.round((rounded - exact) / np.finfo("float32").eps, 1)) <= {-0.4, 0.6}
+    assert (np.asarray(rounding("float32", to_grid)(np.full(100, 1e-12), at_one=True)) == 0.0).any()
 
 
 # Arrays that make such errors.
