@@ -518,7 +518,8 @@ REFUSED: dict[str, tuple[Callable[[], Network], str]] = {
     ),
     "more classes than the prediction has": (
         beside("cross_entropy", Input("t", (2,), index_domain(4))),
-        "node 'a' (cross_entropy): its target must hold integers from 0 to 2 or -100, but 't' holds integers from 0 to 3",
+        "node 'a' (cross_entropy): its target must hold integers from 0 to 2 or -100, "
+        "but 't' holds integers from 0 to 3",
     ),
 }
 
