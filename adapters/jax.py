@@ -204,7 +204,8 @@ def _bce_with_logits(x: Any, target: Any, weight: Any = None, pos_weight: Any = 
 
 
 def _smooth_l1(x: Any, target: Any, beta: float) -> Any:
-    return optax.huber_loss(x, target, delta=beta) / beta if beta else jnp.abs(x - target)
+    size = jnp.abs(x - target)
+    return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta) if beta else size
 
 
 def _poisson_nll(x: Any, target: Any, *, log_input: bool, full: bool, eps: float) -> Any:
