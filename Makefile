@@ -18,7 +18,7 @@ conformance: .venv/installed
 	$(BIN)/gradproof check --adapter torch --adapter jax --networks $(NETWORKS) --seed $(SEED)
 
 test: .venv/installed
-	$(BIN)/pytest --numprocesses auto
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ ONE_SIDED_STEP = 2.0**-17
 KINK_WEIGHTS = (0.0, 0.25, 1.0)
 
 
-CASES_PER_LAYER = 40
+CASES_PER_LAYER = 24
 """Where options and shapes combine to more, a share that shows each value of each option, and each shape."""
 
 
