@@ -220,7 +220,8 @@ def _poisson_nll(x: Any, target: Any, *, log_input: bool, full: bool, eps: float
 def _gaussian_nll(x: Any, target: Any, var: Any, *, full: bool, eps: float) -> Any:
     var = var if var.ndim == x.ndim else var[..., None]
     var = var + jax.lax.stop_gradient(jnp.maximum(var, eps) - var)  # gradients pass the clamp
-    loss = 0.5 * (jnp.log(var) + (x - target) ** 2 / var)
+    error = x - target
+    loss = 0.5 * (jnp.log(var) + error * (error / var))
     return loss + 0.5 * jnp.log(2.0 * jnp.pi) if full else loss
 
 
