@@ -74,8 +74,8 @@ def _bce(x: Any, target: Any, weight: Any = None, *, reduction: str) -> Any:
     if not lost.any():
         return F.binary_cross_entropy(x, target, _constant(weight), reduction=reduction)
     # What overflowed before is refused by torch; it is NaN here too, and the other elements count.
-    kept = (torch.where(lost, 0.5, each) for each in (x, target))
-    loss = F.binary_cross_entropy(*kept, _constant(weight), reduction="none")
+    x, target = (torch.where(lost, 0.5, each) for each in (x, target))
+    loss = F.binary_cross_entropy(x, target, _constant(weight), reduction="none")
     return _reduced(torch.where(lost, torch.nan, loss), reduction)
 
 
