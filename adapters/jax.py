@@ -277,7 +277,8 @@ def _sigmoid_focal(x: Any, target: Any, *, alpha: float, gamma: float) -> Any:
     fixed, of_target = jax.lax.stop_gradient(x), jax.lax.stop_gradient(target)
     wrong = (1.0 - target) * jax.nn.sigmoid(fixed) + target * jax.nn.sigmoid(-fixed)
     balance = alpha * target + (1.0 - alpha) * (1.0 - target) if alpha >= 0.0 else 1.0
-    entropy = jax.nn.softplus(fixed) - target * fixed
+    entropy = of_target * jax.nn.softplus(-fixed) + (1.0 - of_target) * jax.nn.softplus(fixed)
+    entropy = entropy - fixed * (target - of_target)  # 0, but for its derivative, which is exact so
     formula = balance * (wrong**gamma if gamma else 1.0) * entropy
     loss = optax.sigmoid_focal_loss(x, of_target, alpha=alpha if alpha >= 0.0 else None, gamma=gamma)
     return loss + formula - jax.lax.stop_gradient(formula)
@@ -303,7 +304,9 @@ def _bilinear(x1: Any, x2: Any, weight: Any, bias: Any = None) -> Any:
 def _embedding(indices: Any, weight: Any, *, padding_idx: int) -> Any:
     if padding_idx >= 0:  # flax has no row that is not trained
         weight = weight.at[padding_idx].set(jax.lax.stop_gradient(weight[padding_idx]))
-    return flax.linen.Embed(*weight.shape).apply({"params": {"embedding": weight}}, indices)
+    batch = indices.reshape(indices.shape or (1,))  # flax fails on a single index into a single row
+    rows = flax.linen.Embed(*weight.shape).apply({"params": {"embedding": weight}}, batch)
+    return rows.reshape(*indices.shape, weight.shape[1])
 
 
 def _embedding_bag(indices: Any, weight: Any, per_sample_weights: Any = None, *, mode: str, padding_idx: int) -> Any:

@@ -66,6 +66,7 @@ def instrumented(watch: Stopwatch) -> Iterator[None]:
         (JaxAdapter, "backward", "jax"),
         (gradproof.examination, "compare", "comparison"),
     )
+    watch.seconds |= dict.fromkeys((name for _, _, name in parts), 0.0)
     gradients = Oracle.gradients.func
     patches = [patch.object(owner, name, watch.timed(part, getattr(owner, name))) for owner, name, part in parts]
     patches.append(patch.object(Oracle.gradients, "func", watch.timed("reference", gradients)))

@@ -53,7 +53,7 @@ class Divergence:
     statistic of the argument does, taken along the axes that the option `along` names. options: it shows with these.
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
     it is off at most, as a share of the expected number plus a number, which for gradients is in units of the largest
-    cotangent. versions: prefixes of the adapter's.
+    finite cotangent. versions: prefixes of the adapter's.
     witness: argument -> number, or nested list, at which the divergence must show.
     reason, link: what it is, where it is told.
     """
@@ -84,7 +84,7 @@ class Divergence:
             return np.zeros_like(evidence.wrong)
         located = self.located(case, evidence.wrong.shape)
         with np.errstate(all="ignore"):
-            scale = np.abs(case.cotangent).max(initial=0.0) if check.role == "gradient" else 1.0
+            scale = _largest(case.cotangent) if check.role == "gradient" else 1.0
             allowed = self.max_relative_error * np.abs(evidence.expected) + self.max_absolute_error * scale
         small = evidence.error <= allowed if check.role in self.kinds else False
         lost = ~np.isfinite(evidence.error) if "nonfinite" in self.kinds else False
@@ -105,6 +105,11 @@ class Divergence:
             return np.broadcast_to(held, shape)
         per_slice = bool(self.along) and held.size == math.prod(shape)
         return held.reshape(shape) if per_slice else np.asarray(held.any())
+
+
+def _largest(array: np.ndarray) -> float:
+    """The largest magnitude among the finite numbers, 0 where there is none."""
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
 def explain(divergences: Iterable[Divergence], case: Case, checks: Iterable[TensorCheck]) -> Divergence | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -108,7 +108,7 @@ class Examination:
 
     checks: one per expected tensor, values in forward order, then gradients in backward order.
     culprits: the nodes that are wrong alone; empty, where something disagrees, for a composition fault.
-    unexplained: keys of tensors that disagree even with the known divergences of the culprits taken over.
+    unexplained: keys of tensors that disagree even with what the adapter's layers, run one by one, give together.
     """
 
     case: Case
@@ -138,7 +138,12 @@ def examine(subject: Subject, oracles: Oracles) -> Examination:
     if found.agrees:
         return found
     found = replace(found, culprits=tuple(_culprits(subject, oracles)))
-    return replace(found, unexplained=_unexplained(subject, oracles, found, got)) if found.known else found
+    if any(culprit.divergence is None for culprit in found.culprits):
+        return found
+    unexplained = _unexplained(subject, oracles, found, got)
+    if not found.culprits and not unexplained:
+        return replace(found, checks=tuple(_accumulated(check) for check in checks))
+    return replace(found, unexplained=unexplained)
 
 
 def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[dict[str, Any], tuple[TensorCheck, ...]]:
@@ -172,18 +177,20 @@ def _failure(kind: str, case: Case, message: str) -> TensorCheck:
     return TensorCheck(f"value:{output}", case.network.shapes[output], kind, float("inf"), got=message)
 
 
-class _Lending(NumpyReference):
-    """The reference, which leaves some nodes to the adapter: what would be right, their divergences granted."""
+def _accumulated(check: TensorCheck) -> TensorCheck:
+    """A check of a tensor whose error is what honest errors of several layers add up to."""
+    return replace(check, kind=None, ill_conditioned=check.elements, evidence=None) if check.kind else check
 
-    def __init__(self, subject: Subject, case: Case, nodes: Iterable[Node]) -> None:
+
+class _Lending(NumpyReference):
+    """The reference's sweeps, which leave every node to the adapter: what would be right, were each layer so."""
+
+    def __init__(self, subject: Subject, case: Case) -> None:
         super().__init__(subject.conventions)
         self._adapter = subject.adapter
         self._case = case
-        self._lent = {node.name for node in nodes}
 
     def row(self, node: Node) -> Pair:
-        if node.name not in self._lent:
-            return super().row(node)
         network, _ = self._case.network.alone(node.name)
         sources = network.nodes[0].sources
         dtype = self._case.dtype
@@ -203,12 +210,12 @@ class _Lending(NumpyReference):
 
 
 def _unexplained(subject: Subject, oracles: Oracles, found: Examination, got: Mapping[str, Any]) -> frozenset[str]:
-    """Keys of the tensors that disagree even with a reference that leaves the culprits to the adapter."""
+    """Keys of the tensors that disagree even with what the adapter's own layers, one by one, give together."""
     malformed = frozenset(check.key for check in found.wrong if check.evidence is None)
     if malformed:
         return malformed
     case, oracle = oracles.case, oracles.under(subject.conventions)
-    lending = _Lending(subject, case, (culprit.node for culprit in found.culprits))
+    lending = _Lending(subject, case)
     try:
         with time_limit(subject.timeout):
             forward = lending.forward(case.network, case.exact_values, "float64")

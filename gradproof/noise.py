@@ -83,9 +83,16 @@ class Rounding:
 
     def _at_the_ends(self, exact: np.ndarray, size: np.ndarray, rounded: np.ndarray) -> np.ndarray:
         """Zero stays zero, numbers below the smallest normal one are flushed to zero or kept, overflow is NaN."""
-        kept = self._take(exact.size).reshape(exact.shape) > 0.0
-        small = np.where(size < self.smallest_normal, np.where(kept, exact, 0.0), rounded)
+        small = np.where(size < self.smallest_normal, self.flushed(exact), rounded)
         return np.where(size <= self.largest, small, np.nan)
+
+    def flushed(self, exact: np.ndarray) -> np.ndarray:
+        """The array with numbers below the smallest normal one zero by chance, as on hardware that flushes them."""
+        small = (exact != 0.0) & (np.abs(exact) < self.smallest_normal)
+        if not small.any():
+            return exact
+        kept = self._take(exact.size).reshape(exact.shape) > 0.0
+        return np.where(small & ~kept, 0.0, exact)
 
     def _take(self, count: int) -> np.ndarray:
         """Relative errors, uniform within a unit."""
@@ -212,9 +219,11 @@ class NoiseSamples:
     def _run(self, index: int) -> dict[str, np.ndarray]:
         generator = np.random.default_rng((index, self._dtype.itemsize))
         rounding = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
-        values = {name: observe(v, rounding) if _is_floating(v) else v for name, v in self._values.items()}
+        values = {
+            name: observe(rounding.flushed(v), rounding) if _is_floating(v) else v for name, v in self._values.items()
+        }
         forward = self._reference.forward(self._network, values, "float64")
-        gradients = self._reference.backward(forward, observe(self._cotangent, rounding))
+        gradients = self._reference.backward(forward, observe(rounding.flushed(self._cotangent), rounding))
         return {key: np.asarray(array) for key, array in tensors(forward.outputs, gradients).items()}
 
 

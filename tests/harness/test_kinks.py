@@ -292,7 +292,7 @@ def test_a_case_on_the_kink_has_every_element_on_it(layer: Layer, kink: Kink, dt
     point = np.asarray(kink.at(dict(case.network.nodes[0].options)), dtype)
     floating = [each.name for each in case.network.inputs if each.domain.differentiable]
     assert all((case.values[name] == point).all() for name in floating)
-    assert np.unique(case.cotangent).size == case.cotangent.size
+    assert case.cotangent.size == 1 or np.ptp(case.cotangent) > 0
 
 
 def test_the_report_of_a_check_holds_every_convention() -> None:

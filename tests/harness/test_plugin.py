@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradproof.architectures import ARCHITECTURES
 from gradproof.case import load_case
 from gradproof.reference import LAYERS
 from gradproof.registry import adapter_names
@@ -113,7 +114,7 @@ def test_ids_header_and_summary(project: Path) -> None:
         assert f"::{RANDOM}[{target}] PASSED" in done.stdout
         assert f"::test_worked_example_agrees[{target}-tanh_2_3_1] PASSED" in done.stdout
     for start in ("mine 1.0 float64: ", f"reference NumPy {np.__version__} float32: "):
-        counts = r"3 networks, (\d+) gradients compared, worst agreement \d+\.\d noise units"
+        counts = rf"{3 + len(ARCHITECTURES)} networks, (\d+) gradients compared, worst agreement \d+\.\d noise units"
         found = re.fullmatch(re.escape(start) + counts, summary_line(done.stdout, start))
         assert found, summary_line(done.stdout, start)
         assert int(found[1]) > 3
