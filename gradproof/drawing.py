@@ -16,7 +16,9 @@ import hypothesis
 import numpy as np
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.control import current_build_context
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
+from hypothesis.internal.conjecture.utils import calc_label_from_name
 
 from gradproof.case import Case
 from gradproof.layer import (
@@ -48,7 +50,7 @@ BRIDGES = tuple(layer for layer in LAYERS.values() if layer.codomain != REAL)
 """Layers whose outputs are known to lie in a domain that others ask for."""
 
 ATTEMPTS = 4
-"""How often options are drawn anew where they do not fit the input's shape."""
+"""How often a layer or options are drawn anew where they do not fit."""
 
 EDGES = (
     *(0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 3.0, -3.0, 6.0, 20.0, -20.0, 50.0, -50.0, 88.0, -100.0),
@@ -57,6 +59,9 @@ EDGES = (
 UNIT_EDGES = (0.0, 1.0, 0.5, 1e-5, 1e-30)
 
 Strategy = st.SearchStrategy[Any]
+
+REJECTED = calc_label_from_name("a layer that may not fit")
+"""What Hypothesis knows those draws by."""
 
 BACKEND = "gradproof"
 """The Hypothesis backend to draw with, so that a seed alone decides what is drawn."""
@@ -310,14 +315,20 @@ class _Growing:
             # Only losses are wanted: their turn comes with the last node.
             others = [layer for layer in LAYERS.values() if layer.kind != "loss"]
         pool = losses if losses and last and (loss or not others) else others
-        layer = self._one_of(pool)
-        if self.anchored or (goes_on and not wanted and self.nodes):
-            newest = next(name for name in reversed(self.domains) if not self.anchored or name in self.anchored)
-            if not self._reaches(layer, newest):
-                # Drawn anew among those that fit, and not from them at once: the draws of a layer that fits stay the
-                # same when shrinking drops the node before.
-                layer = self._one_of([each for each in (*pool, *others) if self._reaches(each, newest)])
-        return layer
+        if not (self.anchored or (goes_on and not wanted and self.nodes)):
+            return self._one_of(pool)
+        newest = next(name for name in reversed(self.domains) if not self.anchored or name in self.anchored)
+        # Not from those that fit at once: the draws of a layer that fits stay the same when shrinking drops the node
+        # before. The draws of one that does not are marked, so that shrinking drops them.
+        choices = current_build_context().data
+        for _ in range(ATTEMPTS):
+            choices.start_span(REJECTED)
+            layer = self._one_of(pool)
+            fits = self._reaches(layer, newest)
+            choices.stop_span(discard=not fits)
+            if fits:
+                return layer
+        return self._one_of([each for each in (*pool, *others) if self._reaches(each, newest)])
 
     def _one_of(self, layers: Sequence[Layer]) -> Layer:
         return self.draw(st.sampled_from(self.draw(st.sampled_from(_families(layers)))))
