@@ -253,6 +253,16 @@ def test_an_error_is_bounded_by_a_share_and_a_number(relative: float, absolute: 
     assert examined(softplus_case(ABOVE), entry, row=row).known is known
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_cotangent_that_is_not_finite_does_not_count(lost: float) -> None:
+    case = softplus_case([21.0, 1.0, 22.0])
+    case = replace(case, cotangent=np.array([0.5, lost, 1.5]))
+    row = softplus_row(slope=lambda dx, x: dx + 1e-9 * (x > 20))
+    known = replace(READ, kinds=("gradient",), max_relative_error=0.0, max_absolute_error=1e-9)
+    assert examined(case, known, row=row).known
+    assert not examined(case, replace(known, max_absolute_error=5e-10), row=row).known
+
+
 def test_both_kinds_of_tensor_are_explained_where_both_are_named() -> None:
     row = softplus_row(slope=lambda dx, x: np.where(x > 20, dx * (1 + 1e-8), dx))
     assert examined(softplus_case(ABOVE), READ, row=row).known

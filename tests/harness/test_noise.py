@@ -14,6 +14,7 @@ from scipy.special import erf, ndtr, xlogy
 
 from gradproof import agreement, noise
 from gradproof.adapter import Adapter, Forward
+from gradproof.agreement import compare
 from gradproof.case import Case
 from gradproof.drawing import draw_each
 from gradproof.examination import Examination, Oracles, Subject, examine
@@ -54,6 +55,13 @@ def case(network: Network, dtype: str, cotangent: Any = None, **values: Any) -> 
 
 def examined(adapter: Adapter, of: Case) -> Examination:
     return examine(Subject(adapter, {}), Oracles(of))
+
+
+def disagreeing(adapter: Adapter, of: Case) -> list[str]:
+    """The tensors of the whole network that disagree, before its layers are looked at one by one."""
+    forward = adapter.forward(of.network, {name: value.copy() for name, value in of.values.items()}, of.dtype)
+    got = tensors(forward.outputs, adapter.backward(forward, of.cotangent.copy()))
+    return [check.key for check in compare(expected_of(of), got, samples_of(of), of.dtype) if check.kind]
 
 
 # One rounding.
@@ -634,9 +642,18 @@ def test_leaving_out_an_ingredient_gives_a_false_alarm(
     monkeypatch: pytest.MonkeyPatch, leave_out: Patch, make: Callable[[], tuple[Adapter, Case]]
 ) -> None:
     adapter, of = make()
-    assert examined(adapter, of).agrees
+    assert disagreeing(adapter, of) == []
     leave_out(monkeypatch)
-    assert not examined(adapter, of).agrees
+    assert disagreeing(adapter, of) != []
+
+
+def test_honest_errors_that_add_up_are_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, of = cancelling_chain()
+    without_noise(monkeypatch)
+    assert disagreeing(adapter, of) == ["value:out"]
+    found = examined(adapter, of)
+    assert (found.agrees, found.culprits) == (True, ())
+    assert {check.key: check.ill_conditioned for check in found.checks}["value:out"] == 5
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
