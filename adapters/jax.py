@@ -860,6 +860,7 @@ class JaxAdapter(FunctionalAdapter):
     def run_node(self, node: Node, known: Arrays, tap: Any) -> Any:
         arrays, by_name = node.bind(known)
         if self._jit == "network":
+            arrays, by_name = jax.tree.map(jnp.asarray, (arrays, by_name))
             return self.rows[node.layer.name](*arrays, **by_name, **node.keywords) + tap
         return _compiled(self.rows[node.layer.name], tuple(node.keywords.items()))(tap, arrays, by_name)
 

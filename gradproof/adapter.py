@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ from gradproof.network import Network
 
 JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
 """The environment variable that moves JAX's compilation cache to another directory, or turns it "off"."""
+
+TOLD = 400
+"""How many characters of an adapter's own error message are repeated."""
 
 
 class AdapterError(RuntimeError):
@@ -71,6 +75,6 @@ def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str) -> b
 
 
 def told(error: BaseException) -> str:
-    """An error's type and message on one line."""
-    message = " ".join(str(error).split())
+    """An error's type and message on one line, the message cut where it is a page."""
+    message = textwrap.shorten(str(error), TOLD, placeholder=" ...")
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

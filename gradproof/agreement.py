@@ -135,6 +135,8 @@ def _check_values(
         return _result(key, None, units, error, expected, got)
     for count in (FEW_RUNS, MANY_RUNS):
         floor = _floor(key, every, samples, count)
+        if not samples.given_finite:  # 0 times infinity: how far a NaN spreads is not laid down
+            floor = Floor(floor.spread, floor.overflows | ~np.isfinite(got))
         units, ill_conditioned = _noise_units(error, expected, floor, rounding)
         if units.max() <= SUFFICIENT:
             break

@@ -206,6 +206,12 @@ class NoiseSamples:
         self._dtype = np.dtype(dtype)
         self._runs: list[dict[str, np.ndarray]] = []
 
+    @property
+    def given_finite(self) -> bool:
+        """Whether all the numbers that the case gives are finite, in its dtype."""
+        given = [array for array in self._values.values() if _is_floating(array)]
+        return all(np.isfinite(array.astype(self._dtype)).all() for array in (*given, self._cotangent))
+
     def floor(self, key: str, expected: np.ndarray, count: int) -> Floor:
         """The floor of one tensor (named as `tensors` names it) from the first `count` runs."""
         while len(self._runs) < count:

@@ -41,7 +41,10 @@ class GivenFloor(NoiseSamples):
     """A floor that is simply stated, and the counts of runs that were asked for.
 
     spread, few: of many and (where it differs) of few runs. overflows: flat indices of unverifiable elements.
+    given_finite: what the case gives.
     """
+
+    given_finite = True
 
     spread: Any = 0.0
     few: Any = None
@@ -451,6 +454,29 @@ def test_the_dtypes_overflow_is_unverifiable_and_the_rest_is_verified() -> None:
         "gradient:out": (None, 0),
         "gradient:x": (None, 0),
     }
+
+
+@dataclass
+class GivenInfinity(GivenFloor):
+    given_finite = False
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_how_far_a_nan_spreads_is_not_laid_down(lost: float) -> None:
+    assert checked([0.0, 1.0], [lost, 1.0]).kind == "nonfinite"
+    check = checked([0.0, 1.0], [lost, 1.0], GivenInfinity())
+    assert (check.kind, check.unverifiable) == (None, 1)
+    assert checked([0.0, 1.0], [lost, 1.1], GivenInfinity()).kind == "gradient"
+
+
+@pytest.mark.parametrize(("number", "finite"), [(1.0, True), (np.nan, False), (np.inf, False), (1e39, False)])
+def test_what_is_given_may_not_be_finite_in_the_dtype(number: float, finite: bool) -> None:
+    network = Network((Input("x", (2,)),), (Node.of("out", LAYERS["tanh"], "x"),))
+    with np.errstate(over="ignore"):
+        values, cotangent = np.array([0.5, number], "float32"), np.array([1.0, number], "float32")
+    fine = np.ones(2, "float32")
+    for case in (Case(network, "float32", {"x": values}, fine), Case(network, "float32", {"x": fine}, cotangent)):
+        assert Oracles(case).under({}).samples.given_finite is finite
 
 
 # A value beyond the dtype's range has no gradient to speak of.

@@ -229,6 +229,14 @@ class OnlyOneLayer(NumpyReference):
         return super().forward(network, values, dtype)
 
 
+def test_a_page_of_an_error_is_cut_to_one_line() -> None:
+    message = told(ValueError("a traced array\n" * 1000))
+    assert message.startswith("ValueError: a traced array a traced array ")
+    assert message.endswith(" ...")
+    assert len(message) <= len("ValueError: ") + TOLD
+    assert "\n" not in message
+
+
 def test_a_crash_that_no_layer_has_alone() -> None:
     examination = examined(OnlyOneLayer())
     (check,) = examination.checks
