@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from gradproof.adapter import Adapter, Forward
+from gradproof.adapter import TOLD, Adapter, Forward, told
 from gradproof.case import Case
 from gradproof.check import disagreements
 from gradproof.drawing import Drawn, drawn_networks
