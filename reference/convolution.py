@@ -93,10 +93,10 @@ def convolution_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     """dx = fold(weight^T dout), dweight = sum over N of dout unfold(x)^T, dbias = sum of dout over N and S."""
     padded, weight, windows, border, biased = cache
     by_group = _as_columns(dout, windows)
-    columns = _transposed(_by_group(weight, windows.groups)) @ by_group
-    dx = narrowed(fold(columns, padded.shape, windows), border)
+    # The columns are by far the largest arrays: no name keeps one while the other is made.
     dweight = (by_group @ _transposed(unfold(padded, windows))).sum(axis=0).reshape(weight.shape)
-    return {"x": dx, "weight": dweight} | _bias_gradient(dout, biased)
+    dpadded = fold(_transposed(_by_group(weight, windows.groups)) @ by_group, padded.shape, windows)
+    return {"x": narrowed(dpadded, border), "weight": dweight} | _bias_gradient(dout, biased)
 
 
 def transpose_forward(
