@@ -146,6 +146,11 @@ def examine(subject: Subject, oracles: Oracles) -> Examination:
     return replace(found, unexplained=unexplained)
 
 
+def disagrees(subject: Subject, oracles: Oracles) -> bool:
+    """Whether anything disagrees, without asking who is to blame."""
+    return any(check.kind for check in _run_and_compare(subject, oracles)[1])
+
+
 def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[dict[str, Any], tuple[TensorCheck, ...]]:
     """What the adapter gave, and the checks of it."""
     case, oracle = oracles.case, oracles.under(subject.conventions)

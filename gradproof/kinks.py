@@ -13,7 +13,7 @@ import numpy as np
 from gradproof.adapter import Adapter, supported
 from gradproof.case import Case
 from gradproof.divergence import Divergence, divergences_of
-from gradproof.examination import Examination, Oracles, Subject, TimeLimitError, examine, time_limit
+from gradproof.examination import Culprit, Examination, Oracles, Subject, TimeLimitError, examine, time_limit
 from gradproof.layer import Kink, Layer, Options, Shape, ShapeError
 from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS, NumpyReference
@@ -47,7 +47,20 @@ def probed_subject(
         else:
             outside.append(case)
     subject = Subject(adapter, conventions, _applicable(adapter, dtype, layers), timeout)
-    return subject, [examine(subject, Oracles(case)) for case in outside]
+    return subject, [_disagreeing(examine(subject, Oracles(case))) for case in outside]
+
+
+def _disagreeing(found: Examination) -> Examination:
+    """The examination of a derivative that is none of those allowed.
+
+    Where the layer's own arithmetic decides on which side of the kink a number lies, the floor is as large as the
+    step of the derivative, and excuses any choice: what the probe has seen counts.
+    """
+    if not found.agrees:
+        return found
+    off = {check.key for check in found.checks if check.role == "gradient" and (check.max_error or 0.0) > ROUNDING}
+    checks = tuple(replace(check, kind="gradient") if check.key in off else check for check in found.checks)
+    return replace(found, checks=checks, culprits=(Culprit(found.case.network.nodes[0], checks, None),))
 
 
 def _tidied(weight: float) -> float:

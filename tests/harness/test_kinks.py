@@ -47,6 +47,20 @@ def at_kink(layer: Layer, kink: Kink, dtype: str = "float64") -> Case:
     return case
 
 
+def extrapolated(layer: Layer, kink: Kink, weight: float) -> Row:
+    """The layer's pair with a derivative at the kink that need not lie between the one-sided ones."""
+
+    def forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
+        sides = [layer.forward(*arrays, **options | {kink.name: side}) for side in (0.0, 1.0)]
+        return sides[0][0], [cache for _, cache in sides]
+
+    def backward(dout: Array, caches: Any) -> dict[str, Array]:
+        left, right = (layer.backward(dout, cache) for cache in caches)
+        return {name: left[name] + weight * (right[name] - left[name]) for name in left}
+
+    return forward, backward
+
+
 # The built-in adapters, measured.
 
 CONVENTIONS = {
@@ -138,6 +152,19 @@ def test_every_kink_is_probed(layer: Layer, kink: Kink, dtype: str) -> None:
         subject, outside = probed_subject(Chooser({layer.name: {kink.name: weight}}), dtype)
         assert subject.conventions[layer.name][kink.name] == pytest.approx(weight, abs=1e-5)
         assert outside == []
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("weight", [-0.25, 1.75])
+@EACH_KINK
+def test_a_choice_outside_disagrees_at_every_kink(layer: Layer, kink: Kink, weight: float, dtype: str) -> None:
+    """Also where the floor is as large as the step of the derivative, because rounding may leave the kink."""
+    rows = {layer.name: extrapolated(layer, kink, weight)}
+    _, outside = probed_subject(NumpyReference(rows=rows), dtype, layers=[layer.name])
+    (examination,) = [each for each in outside if each.case.network.nodes[0].layer is layer]
+    assert not examination.agrees
+    assert not examination.known
+    assert [(culprit.node.layer, culprit.divergence) for culprit in examination.culprits] == [(layer, None)]
 
 
 def test_ties_are_taken_by_the_first_the_last_or_all() -> None:
