@@ -91,7 +91,7 @@ def probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.nd
             case = one_node(layer, options, kink.at(options), dtype, kink.shape)
         except NetworkError:  # these options do not fit the shape
             continue
-        left, right = (_first_gradient(NumpyReference({layer.name: {kink.name: w}}), case) for w in (0.0, 1.0))
+        left, right = (first_gradient(NumpyReference({layer.name: {kink.name: w}}), case) for w in (0.0, 1.0))
         if (left != right).all():
             return case, left, right
     raise ValueError(f"layer {layer.name!r}: no options make the kink {kink.name!r} show")
@@ -130,7 +130,8 @@ def one_node(layer: Layer, options: Options, numbers: Numbers, dtype: str, shape
     return Case(network, dtype, values, np.asarray(cotangent, dtype))
 
 
-def _first_gradient(adapter: Adapter, case: Case) -> np.ndarray:
+def first_gradient(adapter: Adapter, case: Case) -> np.ndarray:
+    """The gradient for the first input of the case."""
     forward = adapter.forward(case.network, {k: v.copy() for k, v in case.values.items()}, case.dtype)
     gradients = adapter.backward(forward, case.cotangent.copy())
     return np.asarray(gradients[case.network.inputs[0].name], np.float64)
@@ -139,7 +140,7 @@ def _first_gradient(adapter: Adapter, case: Case) -> np.ndarray:
 def _chosen_weight(adapter: Adapter, case: Case, left: np.ndarray, right: np.ndarray, timeout: float) -> float | None:
     try:
         with time_limit(timeout):
-            weights = (_first_gradient(adapter, case) - left) / (right - left)
+            weights = (first_gradient(adapter, case) - left) / (right - left)
     except (
         Exception,
         SystemExit,

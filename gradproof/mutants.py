@@ -18,14 +18,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from gradproof.case import Case
 from gradproof.drawing import Drawn, draw_each
 from gradproof.examination import Oracles, Subject, disagrees
-from gradproof.kinks import probe
+from gradproof.kinks import first_gradient, probe
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference.walk import Row
 
 EQUIVALENTS = Path(__file__).with_suffix(".toml")
 """Mutants that compute the same, each with the proof."""
@@ -284,47 +286,51 @@ class Outcome:
     networks: int | None
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A case, and the derivatives that reference and mutant choose at kinks alike."""
-
-    oracles: Oracles
-    conventions: Mapping[str, Mapping[str, float]]
-
-
-def judge(mutant: Mutant, trials: Mapping[str, Sequence[Trial]]) -> Outcome:
-    """Run the mutant as an adapter on the trials of each layer that has it, until one shows it."""
+def judge(mutant: Mutant, cases: Mapping[str, Sequence[Oracles]]) -> Outcome:
+    """Run the mutant as an adapter on the cases of each layer that has it, and at its kinks, until one shows it."""
     backward = mutant.compiled()
     count = 0
     for layer in layers_of(mutant.function):
         row = (LAYERS[layer].forward, backward)
-        for trial in trials[layer]:
+        subject = Subject(NumpyReference(rows={layer: row}), {}, timeout=TIMEOUT)
+        for oracles in cases[layer]:
             count += 1
-            adapter = NumpyReference(trial.conventions, {layer: row})
-            if disagrees(Subject(adapter, trial.conventions, timeout=TIMEOUT), trial.oracles):
+            if disagrees(subject, oracles):
                 return Outcome(mutant, count)
+        if _shows_at_a_kink(layer, row):
+            return Outcome(mutant, count + 1)
     return Outcome(mutant, None)
 
 
-def trials_of(layer: str, networks: int, seed: int) -> list[Trial]:
-    """Drawn networks that have the layer, and its kinks as they are probed, in float64."""
+def _shows_at_a_kink(layer: str, row: Row) -> bool:
+    """Whether it takes another derivative at a kink than the one it was told to take."""
+    for kink in LAYERS[layer].kinks:
+        case, left, right = probe(LAYERS[layer], kink, "float64")
+        for weight, expected in ((0.0, left), (1.0, right)):
+            try:
+                found = first_gradient(NumpyReference({layer: {kink.name: weight}}, {layer: row}), case)
+            except Exception:
+                return True
+            if not np.allclose(found, expected):
+                return True
+    return False
+
+
+def cases_of(layer: str, networks: int, seed: int) -> list[Oracles]:
+    """Drawn networks that have the layer, in float64."""
     cases: list[Case] = []
 
     def keep(drawn: Drawn) -> None:
         cases.append(drawn.case("float64"))
 
     draw_each(keep, networks, seed, [layer], MAX_NODES)
-    trials = [Trial(Oracles(case), {}) for case in cases]
-    for kink in LAYERS[layer].kinks:
-        case, _, _ = probe(LAYERS[layer], kink, "float64")
-        trials += [Trial(Oracles(case), {layer: {kink.name: weight}}) for weight in (0.0, 1.0)]
-    return trials
+    return [Oracles(case) for case in cases]
 
 
 def judge_all(function: str, networks: int, seed: int) -> list[Outcome]:
     """The outcomes of all mutants of one function."""
-    trials = {layer: trials_of(layer, networks, seed) for layer in layers_of(function)}
-    return [judge(mutant, trials) for mutant in mutants_of(function)]
+    cases = {layer: cases_of(layer, networks, seed) for layer in layers_of(function)}
+    return [judge(mutant, cases) for mutant in mutants_of(function)]
 
 
 def read_equivalents(path: Path = EQUIVALENTS) -> dict[tuple[str, str], str]:
