@@ -343,7 +343,8 @@ class Kink:
 
     name: the keyword of the layer's forward function that receives the choice, as the weight w of
         the right-hand derivative: left + w * (right - left).
-    point: every floating argument set to this number, or to the option of this name times `sign`, sits on the kink.
+    point: every floating argument set to this number, or to the option of this name times `sign`, sits on the kink;
+        or the numbers of each argument, where they differ.
     default: the weight that the reference uses when it stands alone.
     valid: the weights a framework may choose; (0, 1) is the whole subdifferential.
     ties: the kink is where several elements are largest: weight 0 gives the gradient to the first of them, 1 to the
@@ -353,7 +354,7 @@ class Kink:
     """
 
     name: str
-    point: float | str
+    point: float | str | Mapping[str, list[float]]
     default: float
     valid: tuple[float, float] = (0.0, 1.0)
     sign: float = 1.0
@@ -375,11 +376,13 @@ class Kink:
         """Where it is, in words."""
         if self.ties:
             return "ties"
-        return f"{self.point:g}" if isinstance(self.point, float) else f"{'-' if self.sign < 0 else ''}{self.point}"
+        if isinstance(self.point, str):
+            return f"{'-' if self.sign < 0 else ''}{self.point}"
+        return f"{self.point:g}" if isinstance(self.point, float) else self.name.removeprefix("at_")
 
-    def at(self, options: Options) -> float:
+    def at(self, options: Options) -> float | Mapping[str, list[float]]:
         """The point, given the layer's options."""
-        return self.point if isinstance(self.point, float) else self.sign * float(options[self.point])  # type: ignore[arg-type]
+        return self.sign * float(options[self.point]) if isinstance(self.point, str) else self.point  # type: ignore[arg-type]
 
 
 class ShapeError(ValueError):

@@ -45,7 +45,7 @@ def _layer(layer: Layer, adapters: Mapping[str, Adapter | str]) -> dict[str, Any
 
 def _point(kink: Kink) -> float | str:
     """A number, or the words for what depends on options."""
-    return kink.place if kink.ties or isinstance(kink.point, str) else kink.point
+    return kink.point if isinstance(kink.point, float) and not kink.ties else kink.place
 
 
 def describe(option: Option, shape: Shape) -> str:

@@ -107,7 +107,14 @@ def soft_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
 
 
 def multi_margin_forward(
-    x: Array, target: Array, weight: Array | None = None, *, p: int, margin: float, reduction: str
+    x: Array,
+    target: Array,
+    weight: Array | None = None,
+    *,
+    p: int,
+    margin: float,
+    reduction: str,
+    at_margin: float = 0.0,
 ) -> tuple[Array, tuple[Any, ...]]:
     """l = sum over k != t of weight_t max(margin - x_t + x_k, 0)^p / C, t the target class (Weston and Watkins 1999).
 
@@ -115,22 +122,25 @@ def multi_margin_forward(
     """
     chosen = np.arange(x.shape[-1]) == target[..., None]
     own = np.take_along_axis(x, target[..., None], axis=-1)
-    missing = np.where(chosen, 0.0, positive_part(margin - own + x))
+    missing = margin - own + x
     factor = (1.0 if weight is None else weight[target][..., None]) / x.shape[-1]
-    loss = (factor * (missing if p == 1 else missing * missing)).sum(axis=-1)
-    return reduce_loss(loss, reduction), (chosen, missing, factor, p, reduction)
+    lost = np.where(chosen, 0.0, positive_part(missing))
+    loss = (factor * (lost if p == 1 else lost * lost)).sum(axis=-1)
+    return reduce_loss(loss, reduction), (chosen, missing, factor, p, reduction, at_margin)
 
 
 def multi_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """dx_k = g weight_t p max(z_k, 0)^(p - 1) / C, 0 at z_k = 0; dx_t is minus the sum of all those."""
-    chosen, missing, factor, p, reduction = cache
+    """dx_k = g weight_t p max(z_k, 0)^(p - 1) / C; dx_t is minus the sum of all those. p = 1, z_k = 0: any share."""
+    chosen, missing, factor, p, reduction, at_margin = cache
     g = spread_cotangent(dout, missing.shape[:-1], reduction)[..., None]
-    slope = active(missing, 0.0) if p == 1 else 2.0 * missing
-    others = g * factor * slope
+    slope = active(missing, at_margin) if p == 1 else 2.0 * positive_part(missing)
+    others = np.where(chosen, 0.0, g * factor * slope)
     return {"x": np.where(chosen, -others.sum(axis=-1, keepdims=True), others)}
 
 
-def multilabel_margin_forward(x: Array, target: Array, *, reduction: str) -> tuple[Array, tuple[Any, ...]]:
+def multilabel_margin_forward(
+    x: Array, target: Array, *, reduction: str, at_margin: float = 0.0
+) -> tuple[Array, tuple[Any, ...]]:
     """l = sum of max(1 - x_j + x_k, 0) / C over every target class j and every class k that is none.
 
     Shapes: x and target (..., C), l (...). A row of the target lists classes, up to the first -1 if there is one;
@@ -140,17 +150,19 @@ def multilabel_margin_forward(x: Array, target: Array, *, reduction: str) -> tup
     is_entry = listed[..., None] & (target[..., None] == np.arange(x.shape[-1]))
     other = ~is_entry.any(axis=-2, keepdims=True)
     own = np.take_along_axis(x, np.where(listed, target, 0), axis=-1)[..., None]
-    missing = np.where(listed[..., None] & other, positive_part(1.0 - own + x[..., None, :]), 0.0)
-    return reduce_loss(missing.sum(axis=(-2, -1)) / x.shape[-1], reduction), (is_entry, missing, reduction)
+    pairs = listed[..., None] & other
+    missing = 1.0 - own + x[..., None, :]
+    loss = np.where(pairs, positive_part(missing), 0.0).sum(axis=(-2, -1)) / x.shape[-1]
+    return reduce_loss(loss, reduction), (is_entry, pairs, missing, reduction, at_margin)
 
 
 def multilabel_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """Every pair (j, k) with z > 0 adds g / C to dx_k and takes it from dx_j; at z = 0 it does not."""
-    is_entry, missing, reduction = cache
+    """Every pair (j, k) with z > 0 adds g / C to dx_k and takes it from dx_j; at z = 0 any share of it."""
+    is_entry, pairs, missing, reduction, at_margin = cache
     g = spread_cotangent(dout, missing.shape[:-2], reduction)[..., None, None]
-    pairs = g * active(missing, 0.0) / missing.shape[-1]
-    own = np.where(is_entry, pairs.sum(axis=-1, keepdims=True), 0.0)
-    return {"x": (pairs - own).sum(axis=-2)}
+    others = np.where(pairs, g * active(missing, at_margin) / missing.shape[-1], 0.0)
+    own = np.where(is_entry, others.sum(axis=-1, keepdims=True), 0.0)
+    return {"x": (others - own).sum(axis=-2)}
 
 
 def multilabel_soft_margin_forward(
@@ -195,7 +207,7 @@ def _length(x: Array) -> Array:
 
 
 def cosine_embedding_forward(
-    x1: Array, x2: Array, target: Array, *, margin: float, reduction: str
+    x1: Array, x2: Array, target: Array, *, margin: float, reduction: str, at_margin: float = 1.0
 ) -> tuple[Array, tuple[Any, ...]]:
     """l = 1 - cos where the label is 1, max(cos - margin, 0) where it is -1, cos = x1 . x2 / (|x1| |x2|).
 
@@ -205,16 +217,16 @@ def cosine_embedding_forward(
     unit1, unit2 = x1 / length1, x2 / length2
     cosine = (unit1 * unit2).sum(axis=-1)
     loss = np.where(target == 1, 1.0 - cosine, positive_part(cosine - margin))
-    return reduce_loss(loss, reduction), (length1, length2, unit1, unit2, cosine, target, margin, reduction)
+    slope = np.where(target == 1, -1.0, active(cosine - margin, at_margin))
+    return reduce_loss(loss, reduction), (length1, length2, unit1, unit2, cosine, slope, reduction)
 
 
 def cosine_embedding_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """dcos = -g where the label is 1; where it is -1, g from cos = margin upwards, 0 below.
+    """dcos = -g where the label is 1; where it is -1, g above cos = margin, 0 below, and at it any share of g.
 
     dx1 = dcos (x2 / |x2| - cos x1 / |x1|) / |x1|, and dx2 with both exchanged.
     """
-    length1, length2, unit1, unit2, cosine, target, margin, reduction = cache
-    slope = np.where(target == 1, -1.0, active(cosine - margin, 1.0))
+    length1, length2, unit1, unit2, cosine, slope, reduction = cache
     dcosine = (spread_cotangent(dout, cosine.shape, reduction) * slope)[..., None]
     cosine = cosine[..., None]
     return {
@@ -238,7 +250,16 @@ def _distance(a: Array, b: Array, p: float, eps: float) -> tuple[Array, Array]:
 
 
 def triplet_margin_forward(
-    anchor: Array, positive: Array, negative: Array, *, p: float, margin: float, eps: float, swap: bool, reduction: str
+    anchor: Array,
+    positive: Array,
+    negative: Array,
+    *,
+    p: float,
+    margin: float,
+    eps: float,
+    swap: bool,
+    reduction: str,
+    at_margin: float = 1.0,
 ) -> tuple[Array, tuple[Any, ...]]:
     """l = max(margin + d(anchor, positive) - d(anchor, negative), 0), d(a, b) = |a - b + eps|_p.
 
@@ -255,7 +276,7 @@ def triplet_margin_forward(
         to_negative = np.where(swapped.real < to_negative.real, swapped, to_negative)
     missing = margin + to_positive - to_negative
     slopes = (at_positive, at_negative, at_swapped)
-    return reduce_loss(positive_part(missing)[..., 0], reduction), (slopes, missing, reduction)
+    return reduce_loss(positive_part(missing)[..., 0], reduction), (slopes, missing, reduction, at_margin)
 
 
 def triplet_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
@@ -263,10 +284,10 @@ def triplet_margin_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
 
     danchor = g (d'(a, p) - d'(a, n)), dpositive = -g d'(a, p), dnegative = g d'(a, n); or, where d(p, n) is smaller,
     danchor = g d'(a, p), dpositive = -g (d'(a, p) + d'(p, n)), dnegative = g d'(p, n). Half of each where they tie.
-    At z = 0 as above it.
+    At z = 0 any share of it.
     """
-    (at_positive, at_negative, at_swapped), missing, reduction = cache
-    g = spread_cotangent(dout, missing.shape[:-1], reduction)[..., None] * active(missing, 1.0)
+    (at_positive, at_negative, at_swapped), missing, reduction, at_margin = cache
+    g = spread_cotangent(dout, missing.shape[:-1], reduction)[..., None] * active(missing, at_margin)
     return {
         "anchor": g * (at_positive - at_negative),
         "positive": -g * (at_positive + at_swapped),
@@ -336,6 +357,24 @@ def _no_margin(shape: Shape, options: Options) -> bool:
     return not options["margin"]
 
 
+def _rivals_without_margin(shape: Shape, options: Options) -> bool:
+    return options["p"] == 1 and not options["margin"] and shape[-1] > 1
+
+
+def _row_of_three(shape: Shape, options: Options) -> bool:
+    return shape == (3,)
+
+
+def _orthogonal(shape: Shape, options: Options) -> bool:
+    return shape == (3,) and not options["margin"]
+
+
+def _one_apart(shape: Shape, options: Options) -> bool:
+    """Where the negative is exactly the margin further away than the positive, in every binary dtype."""
+    wanted = {"p": 1.0, "margin": 1.0, "eps": 0.125, "swap": False}
+    return shape == (3,) and all(options[name] == value for name, value in wanted.items())
+
+
 def _weighted(options: Options) -> bool:
     return bool(options["weighted"])
 
@@ -355,6 +394,9 @@ MULTILABELLED = (Argument("x"), Argument("target", _unit, same_shape), WEIGHT)
 RANKED = (Argument("x1"), Argument("x2", _real, same_shape), Argument("target", _label, same_shape))
 PAIRED = (Argument("x1"), Argument("x2", _real, same_shape), Argument("target", _label, _one_per_row))
 TRIPLET = (Argument("anchor"), Argument("positive", _real, same_shape), Argument("negative", _real, same_shape))
+
+ORTHOGONAL = {"x1": [1.0, 1.0, 2.0], "x2": [1.0, 1.0, -1.0]}
+APART = {"anchor": [0.0] * 3, "positive": [-0.875] * 3, "negative": [1.375, 1.375, 1.625]}
 
 CLASSES: tuple[Shape, ...] = ((2, 3), (3,), (3, 2), (1, 5), (2, 1))
 VECTORS: tuple[Shape, ...] = ((2, 3), (3,), (4, 1), (2, 1, 5))
@@ -418,9 +460,16 @@ LAYERS = (
         WEIGHTED,
         ranks=(1, 2),
         shapes=CLASSES,
+        kinks=(Kink("at_margin", point=1.0, default=0.0, when=_rivals_without_margin),),
     ),
     _row_loss(
-        "multilabel_margin", multilabel_margin_forward, multilabel_margin_backward, LISTED, ranks=(1, 2), shapes=CLASSES
+        "multilabel_margin",
+        multilabel_margin_forward,
+        multilabel_margin_backward,
+        LISTED,
+        ranks=(1, 2),
+        shapes=CLASSES,
+        kinks=(Kink("at_margin", point={"x": [1.0, 0.0, 0.0]}, default=0.0, shape=(3,), when=_row_of_three),),
     ),
     _row_loss(
         "multilabel_soft_margin",
@@ -447,6 +496,7 @@ LAYERS = (
         Option("margin", Real(-1.0, 1.0, (0.0, 0.5, -0.25)), 0.0),
         ranks=(1, 2),
         shapes=((2, 3), (3,), (4, 1), (3, 2)),
+        kinks=(Kink("at_margin", point=ORTHOGONAL, default=1.0, shape=(3,), when=_orthogonal),),
     ),
     _row_loss(
         "triplet_margin",
@@ -459,5 +509,6 @@ LAYERS = (
         Option("swap", Choice((False, True)), False),
         ranks=(1, 3),
         shapes=VECTORS,
+        kinks=(Kink("at_margin", point=APART, default=1.0, shape=(3,), when=_one_apart),),
     ),
 )
