@@ -440,6 +440,10 @@ def _triplet_margin(
     return _active_hinge(margin + distance(anchor, positive) - to_negative)
 
 
+LOG_OF_ZERO = -1e30
+"""optax's own -1e5 loses every path that is less likely than exp(-1e5)."""
+
+
 def _ctc(
     logits: Any,
     targets: Any,
@@ -455,7 +459,8 @@ def _ctc(
         (jnp.arange(size) >= lengths[:, None]).astype(logits.dtype)
         for size, lengths in ((logits.shape[0], input_lengths), (targets.shape[1], target_lengths))
     )
-    loss = optax.ctc_loss(jnp.swapaxes(logits, 0, 1), logit_paddings, targets, label_paddings, blank_id=blank)
+    batch_first = jnp.swapaxes(logits, 0, 1)
+    loss = optax.ctc_loss(batch_first, logit_paddings, targets, label_paddings, blank_id=blank, log_epsilon=LOG_OF_ZERO)
     repeats = (targets[:, 1:] == targets[:, :-1]) & (jnp.arange(1, targets.shape[1]) < target_lengths[:, None])
     feasible = target_lengths + repeats.sum(axis=1) <= input_lengths
     loss = jnp.where(feasible, loss, 0.0 if zero_infinity else jnp.inf).astype(logits.dtype)

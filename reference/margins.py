@@ -396,7 +396,7 @@ PAIRED = (Argument("x1"), Argument("x2", _real, same_shape), Argument("target", 
 TRIPLET = (Argument("anchor"), Argument("positive", _real, same_shape), Argument("negative", _real, same_shape))
 
 ORTHOGONAL = {"x1": [1.0, 1.0, 2.0], "x2": [1.0, 1.0, -1.0]}
-APART = {"anchor": [0.0] * 3, "positive": [-0.875] * 3, "negative": [1.375, 1.375, 1.625]}
+APART = {"anchor": [0.0] * 3, "positive": [-0.875] * 3, "negative": [1.125, 1.125, 2.125]}
 
 CLASSES: tuple[Shape, ...] = ((2, 3), (3,), (3, 2), (1, 5), (2, 1))
 VECTORS: tuple[Shape, ...] = ((2, 3), (3,), (4, 1), (2, 1, 5))
