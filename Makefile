@@ -1,13 +1,14 @@
 # make conformance   validate torch and jax against the hand-written reference
 # make test          run every test
-# Both create .venv first and need nothing but Python and pip.
+# make mutants       tell mistakes in the reference's own backward functions from the originals
+# Each creates .venv first and needs nothing but Python and pip.
 
 PYTHON ?= python3
 NETWORKS ?= 300
 SEED ?= 1
 BIN = .venv/bin
 
-.PHONY: conformance test lint types benchmarks
+.PHONY: conformance test lint types benchmarks mutants
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +30,9 @@ types: .venv/installed
 	rm -rf build/types build/lib
 	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --package gradproof
+
+mutants: .venv/installed
+	$(BIN)/python -m gradproof.mutants
 
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/throughput.py

@@ -1,0 +1,128 @@
+"""Mutants: made from the syntax tree, told from the original, and a judge that can also miss one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradproof import mutants
+from gradproof.mutants import (
+    Mutant,
+    Outcome,
+    backward_functions,
+    judge,
+    judge_all,
+    layers_of,
+    main,
+    mutants_of,
+    summary,
+)
+from gradproof.reference import LAYERS
+
+TANH = "activations.tanh_backward"
+LINEAR = "linear.linear_backward"
+
+
+def test_every_backward_function_has_mutants() -> None:
+    assert {layer for name in backward_functions() for layer in layers_of(name)} == set(LAYERS)
+    made = {name: len(mutants_of(name)) for name in backward_functions()}
+    assert [name for name, count in made.items() if not count] == []
+    assert sum(made.values()) >= 800
+
+
+def test_the_mistakes_of_one_function() -> None:
+    found = {(each.mistake, each.mutated) for each in mutants_of("activations.gelu_backward")}
+    assert found >= {
+        ("operator swapped", "return {'x': dout * (below - x * density)}"),
+        ("operand dropped", "return {'x': dout * below}"),
+        ("operand dropped", "return {'x': below + x * density}"),
+        ("sign flipped", "return {'x': -(dout * (below + x * density))}"),
+        ("wrong cached value", "return {'x': dout * (dout + x * density)}"),
+        ("constant shifted", "density = np.exp(-1.5 * near * near) / math.sqrt(2.0 * math.pi)"),
+    }
+
+
+def test_a_sum_may_be_overwritten_or_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutants, "backward_functions", lambda: {"here.added_backward": added_backward})
+    found = {(each.mistake, each.mutated) for each in mutants_of("here.added_backward")}
+    assert {("overwritten, not added to", "total = dout"), ("added with the wrong sign", "total -= dout")} <= found
+
+
+def added_backward(dout, cache):  # type: ignore[no-untyped-def]
+    total = cache
+    total += dout
+    return {"x": total}
+
+
+def test_each_mutant_is_another_function_and_none_is_the_original() -> None:
+    for name in (TANH, LINEAR):
+        sources = [each.source for each in mutants_of(name)]
+        assert len(set(sources)) == len(sources)
+    cache = LAYERS["tanh"].forward(np.array([0.5, -1.0]))[1]
+    dout = np.array([1.5, -2.0])
+    expected = LAYERS["tanh"].backward(dout, cache)["x"]
+    found = [each.compiled()(dout, cache)["x"] for each in mutants_of(TANH)]
+    assert all(not np.allclose(each, expected) for each in found)
+
+
+def test_the_trees_are_left_whole() -> None:
+    assert mutants_of(LINEAR) == mutants_of(LINEAR)
+
+
+def test_a_diff_shows_the_changed_line() -> None:
+    mutant = next(each for each in mutants_of(TANH) if each.mistake == "sign flipped")
+    assert f"+    {mutant.mutated}\n" in mutant.diff()
+    assert mutant.diff().startswith(f"--- {TANH}\n+++ sign flipped\n")
+
+
+@pytest.mark.parametrize("function", [TANH, "margins.hinge_backward", "normalization.weight_norm_backward"])
+def test_mutants_are_told_from_the_original(function: str) -> None:
+    _, survived = summary(judge_all(function, networks=60, seed=1), mutants.read_equivalents())
+    assert [each.diff() for each in survived] == []
+
+
+def test_a_judge_without_cases_tells_nothing() -> None:
+    outcomes = [judge(each, {"tanh": []}) for each in mutants_of(TANH)]
+    line, survived = summary(outcomes, {})
+    assert line == f"mutants: made={len(outcomes)} killed=0 equivalent=0 survived={len(outcomes)}"
+    assert len(survived) == len(outcomes)
+
+
+def test_a_proof_excuses_the_mutant_it_names_alone() -> None:
+    one, other = (Mutant("f", "sign flipped", line, line) for line in ("return -x", "return -y"))
+    line, survived = summary([Outcome(one, None), Outcome(other, None), Outcome(one, 3)], {("f", "return -x"): "even"})
+    assert line == "mutants: made=3 killed=1 equivalent=1 survived=1"
+    assert survived == [other]
+
+
+def test_every_proof_names_a_mutant() -> None:
+    made = {(each.function, each.mutated) for name in backward_functions() for each in mutants_of(name)}
+    assert mutants.read_equivalents().keys() <= made
+
+
+def test_the_command_ends_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    survivors = tmp_path / "survivors.diff"
+    arguments = ["--function", TANH, "--networks", "5", "--processes", "1", "--survivors", str(survivors)]
+    assert main(arguments) == 0
+    count = len(mutants_of(TANH))
+    assert capsys.readouterr().out == f"mutants: made={count} killed={count} equivalent=0 survived=0\n"
+    assert not survivors.exists()
+
+
+def test_survivors_are_written_down(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "read_equivalents", dict)
+    survivors = tmp_path / "survivors.diff"
+    hinge = ["--function", "margins.hinge_backward", "--networks", "5", "--processes", "1"]
+    assert main([*hinge, "--survivors", str(survivors)]) == 1
+    assert "+    return {'x': -g / target, 'target': -g * x}\n" in survivors.read_text()
+    assert " survived=0" not in capsys.readouterr().out
+
+
+def test_an_unknown_function_is_refused_with_the_valid_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--function", "tanh"])
+    assert f"unknown function 'tanh'; valid: {next(iter(backward_functions()))}, " in capsys.readouterr().err
