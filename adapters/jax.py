@@ -377,8 +377,10 @@ def _prelu(x: Any, weight: Any) -> Any:
 def _convolution(
     x: Any, weight: Any, bias: Any = None, *, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Any:
-    sides = [(each, each) for each in padding]
-    out = jax.lax.conv_general_dilated(x, weight, stride, sides, rhs_dilation=dilation, feature_group_count=groups)
+    """Padded beforehand: compiling the gradient of a padded and strided convolution can abort the process."""
+    padded = jnp.pad(x, [(0, 0), (0, 0), *((each, each) for each in padding)])
+    none = [(0, 0)] * len(padding)
+    out = jax.lax.conv_general_dilated(padded, weight, stride, none, rhs_dilation=dilation, feature_group_count=groups)
     return out if bias is None else out + bias.reshape(-1, *[1] * len(stride))
 
 

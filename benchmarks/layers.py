@@ -144,7 +144,7 @@ def cost_of(subject: Subject, repeats: int) -> Cost:
     )
 
 
-def chain(depth: int, batch: int, width: int = 128) -> Network:
+def chain(depth: int, batch: int, width: int = 256) -> Network:
     nodes = []
     before = "x"
     for i in range(depth):
