@@ -154,10 +154,8 @@ class Mutant:
 
     def diff(self) -> str:
         """The change, as a unified diff."""
-        before = ast.unparse(ast.parse(_source(backward_functions()[self.function])))
-        lines = difflib.unified_diff(
-            before.splitlines(), self.source.splitlines(), self.function, self.mistake, lineterm=""
-        )
+        before = ast.unparse(_tree(self.function)).splitlines()
+        lines = difflib.unified_diff(before, self.source.splitlines(), self.function, self.mistake, lineterm="")
         return "\n".join(lines) + "\n"
 
 
@@ -174,21 +172,25 @@ def layers_of(function: str) -> tuple[str, ...]:
     return tuple(layer.name for layer in LAYERS.values() if layer.backward is backward_functions()[function])
 
 
-def _source(function: Callable[..., Any]) -> str:
-    return textwrap.dedent(inspect.getsource(function))
+def _tree(function: str) -> ast.Module:
+    """The function's syntax tree, without annotations."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(backward_functions()[function])))
+    definition = _definition(tree)
+    definition.returns = None
+    definition.args.args = [ast.arg(each.arg) for each in definition.args.args]
+    return tree
+
+
+def _definition(tree: ast.Module) -> ast.FunctionDef:
+    return next(each for each in tree.body if isinstance(each, ast.FunctionDef))
 
 
 def mutants_of(function: str) -> list[Mutant]:
     """Every mutant of the function, each once."""
-    original = _source(backward_functions()[function])
-    tree = ast.parse(original)
-    (definition,) = tree.body
-    assert isinstance(definition, ast.FunctionDef)
-    definition.returns = None
-    definition.args.args = [ast.arg(each.arg) for each in definition.args.args]
+    tree = _tree(function)
     plain = ast.unparse(tree)
     found: dict[str, Mutant] = {}
-    for mistake in _mistakes(definition):
+    for mistake in _mistakes(_definition(tree)):
         source = ast.unparse(ast.fix_missing_locations(tree))
         lines = zip(plain.splitlines(), source.splitlines(), strict=True)
         changed = [after.strip() for before, after in lines if before != after]
