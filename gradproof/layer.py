@@ -354,7 +354,7 @@ class Kink:
     """
 
     name: str
-    point: float | str | Mapping[str, list[float]]
+    point: float | str | Mapping[str, list[float]] = field(hash=False)
     default: float
     valid: tuple[float, float] = (0.0, 1.0)
     sign: float = 1.0

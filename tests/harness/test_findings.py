@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,5 +28,10 @@ def test_the_script_runs(script: str) -> None:
     pytest.importorskip(framework, reason=f"needs pip install 'gradproof[{framework}]'")
     assert len(script.splitlines()) <= MOST_LINES
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip()
+    fatal = re.search(r"# aborts: (.*)", script)
+    if fatal:
+        assert result.returncode == -signal.SIGABRT
+        assert fatal[1] in result.stderr
+    else:
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip()
