@@ -305,7 +305,7 @@ def _embedding(indices: Any, weight: Any, *, padding_idx: int) -> Any:
     if padding_idx >= 0:  # flax has no row that is not trained
         weight = weight.at[padding_idx].set(jax.lax.stop_gradient(weight[padding_idx]))
     batch = indices.reshape(indices.shape or (1,))  # flax fails on a single index into a single row
-    rows = flax.linen.Embed(*weight.shape).apply({"params": {"embedding": weight}}, batch)
+    rows: Any = flax.linen.Embed(*weight.shape).apply({"params": {"embedding": weight}}, batch)
     return rows.reshape(*indices.shape, weight.shape[1])
 
 

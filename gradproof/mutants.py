@@ -150,7 +150,7 @@ class Mutant:
         original = backward_functions()[self.function]
         names: dict[str, Any] = {}
         exec(compile(self.source, f"<mutant of {self.function}>", "exec"), original.__globals__, names)
-        return names[original.__name__]  # type: ignore[no-any-return]
+        return names[original.__name__]
 
     def diff(self) -> str:
         """The change, as a unified diff."""
