@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.adapter import Adapter, supported, told
-from gradproof.agreement import TensorCheck, compare
+from gradproof.agreement import Evidence, TensorCheck, compare
 from gradproof.case import Case
 from gradproof.divergence import Divergence, explain
 from gradproof.network import Network, Node
@@ -158,15 +158,48 @@ def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[dict[str, Any]
     cotangent = case.cotangent.copy()
     try:
         with time_limit(subject.timeout):
-            forward = subject.adapter.forward(case.network, values, case.dtype)
-            gradients = subject.adapter.backward(forward, cotangent)
-            got = tensors(forward.outputs, gradients)
+            got = _results(subject.adapter, case, values, cotangent)
     except TimeLimitError:
         return {}, (_failure("timeout", case, f"no result after {subject.timeout:g} s"),)
     except (Exception, SystemExit) as error:  # whatever an adapter raises is a verdict on it, not the end of the run
         return {}, (_failure("crash", case, told(error)),)
     checks = compare(oracle.expected, got, oracle.samples, case.dtype)
-    return got, (*checks, *_written_to(case, values, cotangent))
+    written = tuple(_written_to(case, values, cotangent))
+    if not written and any(check.evidence for check in checks):
+        checks = _steady_or_not(subject, case, checks, got)
+    return got, (*checks, *written)
+
+
+def _results(adapter: Adapter, case: Case, values: Mapping[str, np.ndarray], cotangent: np.ndarray) -> dict[str, Any]:
+    forward = adapter.forward(case.network, values, case.dtype)
+    return tensors(forward.outputs, adapter.backward(forward, cotangent))
+
+
+def _steady_or_not(
+    subject: Subject, case: Case, checks: tuple[TensorCheck, ...], first: Mapping[str, Any]
+) -> tuple[TensorCheck, ...]:
+    """The checks, of kind "nondeterministic" where a second identical call is wrong in another way."""
+    values = {name: value.copy() for name, value in case.values.items()}
+    second: Mapping[str, Any] = {}
+    # A call that fails this time gives nothing, which is something else, too.
+    with suppress(Exception, SystemExit, TimeLimitError), time_limit(subject.timeout):
+        second = _results(subject.adapter, case, values, case.cotangent.copy())
+    return tuple(
+        replace(check, kind="nondeterministic", evidence=None)
+        if check.evidence and _moved(check.evidence, first[check.key], second.get(check.key))
+        else check
+        for check in checks
+    )
+
+
+def _moved(evidence: Evidence, first: np.ndarray, second: Any) -> bool:
+    """Whether some wrong element moved by more than half its error; an honest sum in another order moves by less."""
+    if np.shape(second) != first.shape:
+        return True
+    with np.errstate(all="ignore"):
+        moved = np.abs(np.asarray(second, np.float64) - first.astype(np.float64))
+    stays = (first == second) | (np.isnan(first) & np.isnan(second)) | (moved <= 0.5 * evidence.error)
+    return bool((evidence.wrong & ~stays).any())
 
 
 def _written_to(case: Case, values: Mapping[str, np.ndarray], cotangent: np.ndarray) -> Iterator[TensorCheck]:

@@ -330,6 +330,11 @@ WALK_FAULTS = (
 )
 
 
+def _unsteady() -> Callable[[Gradients, str], Gradients]:
+    generator = np.random.default_rng(0)
+    return lambda gradients, name: {**gradients, name: gradients[name] * generator.uniform(1.0, 2.0)}
+
+
 class _Misbehaving(NumpyReference):
     """The reference, whose gradients are spoilt on their way out wherever a layer takes part."""
 
@@ -370,6 +375,12 @@ MISBEHAVIOUR = {
     ),
     "crash": _misbehaviour("raises", "the backward pass raises", _raise),
     "timeout": _misbehaviour("hangs", "the backward pass does not return", _hang),
+    "nondeterministic": Fault(
+        "never_the_same",
+        "tanh",
+        "two identical calls give different numbers",
+        lambda: _Misbehaving("tanh", _unsteady()),
+    ),
     "mutated_input": _pair_fault(
         "writes_to_its_input", "relu", "the input is overwritten", (_input_mutated, LAYERS["relu"].backward)
     ),

@@ -89,7 +89,8 @@ def _wrong(row: Row) -> str:
         return f"mutated_input: {check.tensor} was written to"
     at = f" at {list(check.index)}" if check.index else ""
     units = f" ({check.noise_units:.3g} noise units)" if check.index is not None else f" ({check.kind})"
-    return f"{tensor_label(row)}{at}: expected {number(check.expected)}, got {number(check.got)}{units}"
+    again = ", and something else when called again" if check.kind == "nondeterministic" else ""
+    return f"{tensor_label(row)}{at}: expected {number(check.expected)}, got {number(check.got)}{again}{units}"
 
 
 def _readers(examination: Examination, row: Row) -> str:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
 from types import FrameType
 from typing import Any
 
@@ -227,6 +228,41 @@ class OnlyOneLayer(NumpyReference):
         if len(network.nodes) > 1:
             raise NotImplementedError("one layer\nat a time")
         return super().forward(network, values, dtype)
+
+
+class Wavering(NumpyReference):
+    """Wrong by one factor after the other; a call without a factor fails."""
+
+    def __init__(self, factors: list[float | None]) -> None:
+        super().__init__()
+        self.factors = cycle(factors)
+
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Any]:
+        factor = next(self.factors)
+        if factor is None:
+            raise RuntimeError("not again")
+        return {name: gradient * factor for name, gradient in super().backward(forward, cotangent).items()}
+
+
+@pytest.mark.parametrize(
+    ("factors", "kind"),
+    [
+        ([2.0, 2.0], "gradient"),
+        ([2.0, 2.0 + 1e-12], "gradient"),
+        ([2.0, 3.0], "nondeterministic"),
+        ([2.0, 1.0], "nondeterministic"),
+        ([2.0, np.nan], "nondeterministic"),
+        ([np.nan, np.nan], "nonfinite"),
+        ([2.0, None], "nondeterministic"),
+    ],
+)
+def test_what_is_wrong_in_another_way_when_called_again_is_nondeterministic(
+    factors: list[float | None], kind: str
+) -> None:
+    examination = examined(Wavering(factors), network(X, node("bent", "tanh", "x")))
+    assert {check.key: check.kind for check in examination.wrong}["gradient:x"] == kind
+    assert culprits(examination) == ["bent"]
+    assert not examination.known
 
 
 def test_a_page_of_an_error_is_cut_to_one_line() -> None:

@@ -80,7 +80,8 @@ def test_faults_between_layers_show_where_tensors_are_read_twice(fault: Fault) -
 def test_there_are_faults_of_every_sort() -> None:
     assert len(ROW_FAULTS) >= 20
     assert len(WALK_FAULTS) >= 2
-    assert set(MISBEHAVIOUR) == {"nonfinite", "missing", "shape", "dtype", "crash", "timeout", "mutated_input"}
+    kinds = {"nonfinite", "missing", "shape", "dtype", "crash", "timeout", "mutated_input", "nondeterministic"}
+    assert set(MISBEHAVIOUR) == kinds
     assert len(FAULTS) == len(ROW_FAULTS) + len(WALK_FAULTS) + len(MISBEHAVIOUR)
 
 

@@ -192,6 +192,10 @@ def test_headline_of_a_crash_that_only_the_network_brings_about() -> None:
         ("shape", "d x: expected [2], got [1, 2] (shape)"),
         ("dtype", "d x: expected float64, got float16 (dtype)"),
         ("nonfinite", "d x at [0]: expected 1, got nan (inf noise units)"),
+        (
+            "nondeterministic",
+            "d x at [1]: expected 2, got 3.27392337, and something else when called again (N noise units)",
+        ),
         ("crash", "crash: RuntimeError: the kernel is not implemented"),
         ("timeout", "timeout: no result after 0.2 s"),
     ],
