@@ -5,6 +5,7 @@ They are the reference with one row replaced, or with one step of its walk done 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -303,6 +304,149 @@ ROW_FAULTS = (
 )
 
 
+def _embedding_rows_assigned(grads: Gradients, dout: Array, cache: Any) -> Array:
+    indices, shape, padding = cache
+    weight = np.zeros(shape, dout.dtype)
+    weight[indices] = np.where((indices == padding)[..., None], 0.0, dout)
+    return weight
+
+
+def _padding_trained(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+    indices, shape, _ = cache
+    return LAYERS["embedding"].backward(dout, (indices, shape, -1))
+
+
+def _assigned(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+    indices, shape, axis = cache
+    dx = np.zeros(shape, dout.dtype)
+    np.put_along_axis(dx, indices, dout, axis)
+    return {"x": dx}
+
+
+def _gates_permuted(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+    """Every gradient that has one row per gate and unit: four gates, of which two are exchanged."""
+    return {name: _exchanged(each) if "weight" in name or "bias" in name else each for name, each in grads.items()}
+
+
+def _exchanged(gates: Array) -> Array:
+    first, second, *others = np.split(gates, 4)
+    return np.concatenate((second, first, *others))
+
+
+def _batch_norm_first_term(grads: Gradients, dout: Array, cache: Any) -> Array:
+    _, reciprocal, weight, _ = cache
+    return reciprocal * (dout if weight is None else dout * weight.reshape(-1, *[1] * (dout.ndim - 2)))
+
+
+def _halves_exchanged(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+    axis = cache[-1]
+    return {"x": np.concatenate(np.split(grads["x"], 2, axis)[::-1], axis)}
+
+
+def _swapped_where_alike(first: str, second: str) -> Change:
+    """Exchange two gradients, where they have one shape."""
+
+    def change(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+        alike = grads[first].shape == grads[second].shape
+        return {**grads, first: grads[second], second: grads[first]} if alike else grads
+
+    return change
+
+
+STRUCTURE_FAULTS = (
+    _row_fault(
+        "conv1d_padding_off_by_one",
+        "conv1d",
+        "the input's gradient is one element off along the axis",
+        _only("x", lambda g, dout, c: np.roll(g["x"], 1, axis=-1)),
+    ),
+    _row_fault(
+        "conv1d_bias_of_first_sample",
+        "conv1d",
+        "the bias's gradient is not summed over the batch",
+        _only("bias", lambda g, dout, c: dout[:1].sum(axis=(0, 2))),
+    ),
+    _row_fault(
+        "conv2d_kernel_flipped",
+        "conv2d",
+        "the kernel's gradient is flipped along both axes",
+        _only("weight", lambda g, dout, c: g["weight"][..., ::-1, ::-1].copy()),
+    ),
+    _row_fault(
+        "conv2d_mean_over_places",
+        "conv2d",
+        "the kernel's gradient is divided by the number of windows",
+        _only("weight", lambda g, dout, c: g["weight"] / max(math.prod(dout.shape[2:]), 1)),
+    ),
+    _row_fault(
+        "conv_transpose2d_kernel_transposed",
+        "conv_transpose2d",
+        "height and width of the kernel's gradient are exchanged",
+        _only("weight", lambda g, dout, c: np.swapaxes(g["weight"], 2, 3).reshape(g["weight"].shape)),
+    ),
+    _row_fault(
+        "batch_norm_first_term",
+        "batch_norm",
+        "only dout * weight / sigma is kept, as in evaluation",
+        _only("x", _batch_norm_first_term),
+    ),
+    _row_fault(
+        "dropout_mask_forgotten",
+        "dropout",
+        "the mask is not applied to the gradient",
+        lambda g, dout, c: {**g, "x": dout},
+    ),
+    _row_fault(
+        "prelu_weight_averaged",
+        "prelu",
+        "the slope's gradient is averaged, not summed",
+        _only("weight", lambda g, dout, c: g["weight"] / max(dout.size, 1)),
+    ),
+    _row_fault(
+        "glu_halves_exchanged", "glu", "the gate's gradient stands in the place of the other half", _halves_exchanged
+    ),
+    _row_fault(
+        "lstm_gates_in_another_order",
+        "lstm",
+        "the rows of the first two gates are exchanged",
+        _gates_permuted,
+    ),
+    _row_fault(
+        "attention_key_and_value_exchanged",
+        "scaled_dot_product_attention",
+        "the key's gradient is handed to the value, and the value's to the key",
+        _swapped_where_alike("k", "v"),
+    ),
+    _row_fault(
+        "attention_scale_missing",
+        "scaled_dot_product_attention",
+        "the query's gradient lacks the scale",
+        lambda g, dout, c: {**g, "q": g["q"] * math.sqrt(g["q"].shape[-1] + 1)},
+    ),
+    _row_fault(
+        "embedding_rows_assigned",
+        "embedding",
+        "the gradient of a row that is picked twice is that of the last pick",
+        _only("weight", _embedding_rows_assigned),
+    ),
+    _row_fault("embedding_padding_trained", "embedding", "the padding row gets a gradient", _padding_trained),
+    _row_fault("gather_assigned", "gather", "an element that is picked twice counts once", _assigned),
+    _row_fault(
+        "cumsum_from_the_same_end",
+        "cumsum",
+        "the gradient is summed from the end that the values are summed from",
+        lambda g, dout, c: {"x": LAYERS["cumsum"].forward(dout, axis=c[0], reverse=c[1])[0]},
+    ),
+    _row_fault("where_exchanged", "where", "each side gets the other's gradient", _swapped_where_alike("a", "b")),
+    _row_fault(
+        "reduce_mean_as_sum",
+        "reduce_mean",
+        "the factor 1 / N is missing",
+        lambda g, dout, c: {"x": g["x"] * (g["x"].size / max(dout.size, 1))},
+    ),
+)
+
+
 class _WrongWalk(NumpyReference):
     """The reference, which adds up wrongly what several readers of a tensor send back."""
 
@@ -387,4 +531,6 @@ MISBEHAVIOUR = {
 }
 """The kind of verdict that each must get -> the fault."""
 
-FAULTS: dict[str, Fault] = {fault.name: fault for fault in (*ROW_FAULTS, *WALK_FAULTS, *MISBEHAVIOUR.values())}
+FAULTS: dict[str, Fault] = {
+    fault.name: fault for fault in (*ROW_FAULTS, *STRUCTURE_FAULTS, *WALK_FAULTS, *MISBEHAVIOUR.values())
+}
