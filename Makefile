@@ -1,6 +1,7 @@
 # make conformance   validate torch and jax against the hand-written reference
 # make test          run every test
 # make mutants       tell mistakes in the reference's own backward functions from the originals
+# make trust         measure what the verdict catches and how many digits are right, into docs/trust.md
 # Each creates .venv first and needs nothing but Python and pip.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ NETWORKS ?= 300
 SEED ?= 1
 BIN = .venv/bin
 
-.PHONY: conformance test lint types benchmarks mutants
+.PHONY: conformance test lint types benchmarks mutants trust
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +34,9 @@ types: .venv/installed
 
 mutants: .venv/installed
 	$(BIN)/python -m gradproof.mutants
+
+trust: .venv/installed
+	$(BIN)/python -m gradproof.trust
 
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/throughput.py

@@ -9,6 +9,7 @@ import argparse
 import ast
 import difflib
 import inspect
+import multiprocessing
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -366,7 +367,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown function {unknown[0]!r}; valid: {', '.join(known)}")
     console = Console(stderr=True)
     outcomes: list[Outcome] = []
-    with ProcessPoolExecutor(options.processes) as pool, Progress(console=console) as progress:
+    # Processes of their own, not forks: JAX, where it is loaded, has threads that do not survive one.
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, spawned) as pool, Progress(console=console) as progress:
         task = progress.add_task("functions", total=len(options.function or known))
         jobs = [pool.submit(judge_all, each, options.networks, options.seed) for each in options.function or known]
         for job in as_completed(jobs):
