@@ -34,7 +34,8 @@ Written by `make trust`, seed {seed}, with {versions}.
 
 Mistakes that people make (`gradproof/faults.py`), each as an adapter that makes it, run on random networks with its
 layer until the first disagreement; none, where the probe of the layer's kinks tells. {caught} of {planted} were caught
-within {networks} networks, and blamed on the right layer; the median took {median:g} networks and {seconds:.2f} s, the slowest was `{slowest}` with {most} networks.
+within {networks} networks, and blamed on the right layer; the median took {median:g} networks and {seconds:.2f} s,
+the slowest was `{slowest}` with {most} networks.
 
 ## Mutants
 
