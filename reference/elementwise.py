@@ -108,27 +108,32 @@ def cos_backward(dout: Array, x: Array) -> Gradients:
     return {"x": -dout * np.sin(x)}
 
 
+def _share(a: Array, b: Array, below: float, above: float, at_tie: float) -> Array:
+    """What a gets of the cotangent where it is below b, above b, or ties; NaN beside a NaN."""
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, one_sided(a - b, below, above, at_tie))
+
+
 def maximum_forward(a: Array, b: Array, *, at_tie: float = 0.5) -> tuple[Array, tuple[Array, Array, float]]:
-    """out = the larger of a and b. Shapes: a and b broadcast to out."""
-    return np.where(b.real > a.real, b, a), (a, b, at_tie)
+    """out = the larger of a and b, NaN where one is. Shapes: a and b broadcast to out."""
+    return np.where((b.real > a.real) | np.isnan(b), b, a), (a, b, at_tie)
 
 
 def maximum_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
     """dout goes to the larger one; in a tie a gets the weight w, b gets 1 - w, by default half each."""
     a, b, at_tie = cache
-    share = one_sided(a - b, 0.0, 1.0, at_tie)
+    share = _share(a, b, 0.0, 1.0, at_tie)
     return {"a": unbroadcast(dout * share, a.shape), "b": unbroadcast(dout * (1.0 - share), b.shape)}
 
 
 def minimum_forward(a: Array, b: Array, *, at_tie: float = 0.5) -> tuple[Array, tuple[Array, Array, float]]:
-    """out = the smaller of a and b. Shapes: a and b broadcast to out."""
-    return np.where(b.real < a.real, b, a), (a, b, at_tie)
+    """out = the smaller of a and b, NaN where one is. Shapes: a and b broadcast to out."""
+    return np.where((b.real < a.real) | np.isnan(b), b, a), (a, b, at_tie)
 
 
 def minimum_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
     """dout goes to the smaller one; in a tie a gets 1 - w, b gets the weight w, by default half each."""
     a, b, at_tie = cache
-    share = one_sided(a - b, 1.0, 0.0, at_tie)
+    share = _share(a, b, 1.0, 0.0, at_tie)
     return {"a": unbroadcast(dout * share, a.shape), "b": unbroadcast(dout * (1.0 - share), b.shape)}
 
 

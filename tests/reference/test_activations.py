@@ -190,3 +190,13 @@ REFUSED: list[tuple[str, Shape, dict[str, OptionValue], str]] = [
 def test_refusals(name: str, shape: Shape, options: dict[str, OptionValue], message: str) -> None:
     with pytest.raises((NetworkError, ValueError), match=message):
         network(name, shape, **options)
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum"])
+@pytest.mark.parametrize("lost", ["a", "b"])
+def test_the_larger_or_smaller_of_a_number_and_nan_is_nan(name: str, lost: str) -> None:
+    values = {"a": np.array([1.0, 2.0]), "b": np.array([2.0, 1.0])}
+    values[lost] = np.array([np.nan, values[lost][1]])
+    out, cache = LAYERS[name].forward(values["a"], values["b"])
+    gradients = LAYERS[name].backward(np.ones(2), cache)
+    assert [np.isnan(each).tolist() for each in (out, gradients["a"], gradients["b"])] == [[True, False]] * 3
