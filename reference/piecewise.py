@@ -136,9 +136,9 @@ def hardshrink_backward(dout: Array, passed: Array) -> Gradients:
 
 
 def threshold_forward(x: Array, *, threshold: float, value: float) -> tuple[Array, Array]:
-    """f(x) = x above the threshold, `value` from it downwards (the function jumps there)."""
-    passed = np.where(x.real > threshold, 1.0, 0.0)
-    return np.where(x.real > threshold, x, value), passed
+    """f(x) = x above the threshold, `value` from it downwards (the function jumps there), NaN where x is."""
+    stopped = x.real <= threshold
+    return np.where(stopped, value, x), np.where(stopped, 0.0, 1.0)
 
 
 def threshold_backward(dout: Array, passed: Array) -> Gradients:
