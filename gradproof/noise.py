@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -206,7 +207,7 @@ class NoiseSamples:
         self._dtype = np.dtype(dtype)
         self._runs: list[dict[str, np.ndarray]] = []
 
-    @property
+    @cached_property
     def given_finite(self) -> bool:
         """Whether all the numbers that the case gives are finite, in its dtype."""
         given = [array for array in self._values.values() if _is_floating(array)]
