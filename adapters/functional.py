@@ -6,7 +6,7 @@ A zero "tap" is added to every node's output; the gradient with respect to a tap
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,30 +26,29 @@ class FunctionalAdapter(TableAdapter):
         """The node's output plus the tap."""
 
     @abstractmethod
-    def vjp(self, function: Callable[..., Any], *arguments: Any) -> tuple[Arrays, Any]:
-        """Run function(*arguments), which returns (output, all outputs).
+    def vjp(self, network: Network, floating: Arrays, constant: Arrays, taps: Arrays) -> tuple[Arrays, Any]:
+        """Run self.walk(network, floating, taps, constant).
 
-        Returns all outputs as NumPy arrays, and the pullback from an output's cotangent to the arguments'.
+        Returns all outputs as NumPy arrays, and the pullback from the output's cotangent to `floating` and `taps`.
         """
 
     @abstractmethod
     def pull_back(self, pullback: Any, cotangent: np.ndarray) -> tuple[Arrays, Arrays]:
         """Apply the pullback; the gradients come as NumPy arrays."""
 
+    def walk(self, network: Network, floating: Arrays, taps: Arrays, constant: Arrays) -> tuple[Any, Arrays]:
+        """The network's output, and every node's."""
+        known = {**floating, **constant}
+        for node in network.nodes:
+            known[node.name] = self.run_node(node, known, taps[node.name])
+        return known[network.output], {node.name: known[node.name] for node in network.nodes}
+
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
         cast = {name: value.astype(dtype) if is_floating(value) else value for name, value in values.items()}
         floating = {name: value for name, value in cast.items() if name in network.differentiable}
         constant = {name: value for name, value in cast.items() if name not in floating}
         taps = {node.name: np.zeros(network.shapes[node.name], dtype) for node in network.nodes}
-
-        def run(floating: Arrays, taps: Arrays) -> tuple[Any, Arrays]:
-            known = {**floating, **constant}
-            for node in network.nodes:
-                known[node.name] = self.run_node(node, known, taps[node.name])
-            return known[network.output], {node.name: known[node.name] for node in network.nodes}
-
-        outputs, pullback = self.vjp(run, floating, taps)
-        return Forward(outputs, pullback)
+        return Forward(*self.vjp(network, floating, constant, taps))
 
     def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, np.ndarray]:
         values, taps = self.pull_back(forward.tape, cotangent)

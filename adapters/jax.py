@@ -10,8 +10,8 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache, partial
-from typing import Any, Literal
+from functools import cache, lru_cache, partial
+from typing import Any
 
 import flax.linen
 import jax
@@ -21,11 +21,15 @@ import optax
 import platformdirs
 from jax.scipy.special import xlog1py, xlogy
 
-from gradproof.adapter import JAX_CACHE_VARIABLE
+from gradproof.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
 from gradproof.adapters.base import Composed, Row
 from gradproof.adapters.functional import Arrays, FunctionalAdapter
 from gradproof.layer import Options
-from gradproof.network import Node
+from gradproof.network import Network, Node
+
+JITS = ("layer", "network")
+KEPT = 4
+"""Whole networks whose programs are kept, so that several numbers can be tried on one."""
 
 REDUCTIONS: dict[str, Row] = {"none": lambda loss: loss, "mean": jnp.mean, "sum": jnp.sum}
 
@@ -844,15 +848,18 @@ ROWS: dict[str, Row] = {
 class JaxAdapter(FunctionalAdapter):
     """Gradients as `jax.vjp` gives them.
 
-    jit: "layer" compiles each layer by itself and lets JAX differentiate their composition;
-        "network" compiles the whole network's forward pass, anew for every network.
+    jit: "layer" compiles each layer by itself and lets JAX differentiate their composition; "network" compiles
+        the whole network, forward and backward in one program, anew for every network. Where it is not given,
+        the environment variable GRADPROOF_JAX_JIT says it, else "layer".
     """
 
     name = "jax"
     rows = ROWS
 
-    def __init__(self, jit: Literal["layer", "network"] = "layer") -> None:
-        self._jit = jit
+    def __init__(self, jit: str | None = None) -> None:
+        self._jit = jit or os.environ.get(JAX_JIT_VARIABLE, JITS[0])
+        if self._jit not in JITS:
+            raise AdapterError(f"jit {self._jit!r}: valid: {', '.join(JITS)}")
         jax.config.update("jax_enable_x64", True)
         jax.config.update("jax_default_matmul_precision", "highest")
         directory = os.environ.get(JAX_CACHE_VARIABLE) or platformdirs.user_cache_dir("gradproof/jax")
@@ -867,18 +874,21 @@ class JaxAdapter(FunctionalAdapter):
     def run_node(self, node: Node, known: Arrays, tap: Any) -> Any:
         arrays, by_name = node.bind(known)
         if self._jit == "network":
-            arrays, by_name = jax.tree.map(jnp.asarray, (arrays, by_name))
             return self.rows[node.layer.name](*arrays, **by_name, **node.keywords) + tap
         return _compiled(self.rows[node.layer.name], tuple(node.keywords.items()))(tap, arrays, by_name)
 
-    def vjp(self, function: Callable[..., Any], *arguments: Any) -> tuple[Arrays, Any]:
-        run = jax.jit(function) if self._jit == "network" else function
-        output, pullback, outputs = jax.vjp(run, *arguments, has_aux=True)
-        return jax.device_get(outputs), (pullback, output.dtype)
+    def vjp(self, network: Network, floating: Arrays, constant: Arrays, taps: Arrays) -> tuple[Arrays, Any]:
+        if self._jit == "network":
+            run = partial(_whole(self, network), floating, taps, constant)
+            # The program takes the cotangent too, which comes later: whatever it is, the outputs are the same.
+            outputs, _ = run(np.zeros_like(taps[network.output]))
+            return jax.device_get(outputs), lambda cotangent: run(cotangent)[1]
+        function = partial(self.walk, network, constant=constant)
+        output, pullback, outputs = jax.vjp(function, floating, taps, has_aux=True)
+        return jax.device_get(outputs), lambda cotangent: pullback(jnp.asarray(cotangent, output.dtype))
 
     def pull_back(self, pullback: Any, cotangent: np.ndarray) -> tuple[Arrays, Arrays]:
-        pull, dtype = pullback
-        gradients: tuple[Arrays, Arrays] = jax.device_get(pull(jnp.asarray(cotangent, dtype)))
+        gradients: tuple[Arrays, Arrays] = jax.device_get(pullback(cotangent))
         return gradients
 
 
@@ -889,5 +899,17 @@ def _compiled(row: Row, keywords: tuple[tuple[str, Any], ...]) -> Callable[..., 
 
     def run(tap: Any, arrays: list[Any], by_name: Mapping[str, Any]) -> Any:
         return row(*arrays, **by_name, **options) + tap
+
+    return jax.jit(run)
+
+
+@lru_cache(maxsize=KEPT)
+def _whole(adapter: JaxAdapter, network: Network) -> Callable[..., Any]:
+    """All outputs and all gradients of a network in one compiled function; numbers of any dtype share it."""
+
+    def run(floating: Arrays, taps: Arrays, constant: Arrays, cotangent: Any) -> tuple[Arrays, Any]:
+        function = partial(adapter.walk, network, constant=constant)
+        output, pullback, outputs = jax.vjp(function, floating, taps, has_aux=True)
+        return outputs, pullback(jnp.asarray(cotangent, output.dtype))
 
     return jax.jit(run)
