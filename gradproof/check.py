@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 import time
@@ -292,6 +293,14 @@ class Run:
                     self.record(examination)
                 found += examinations
         return found
+
+    def afresh(self, seed: int) -> Run:
+        """The same adapters, as they were probed, with nothing counted yet."""
+        run = copy.copy(self)
+        report = self.report
+        run.report = Report(seed, report.dtypes, report.adapters, report.requests, conventions=report.conventions)
+        run.report.tallies = {key: Tally() for key in report.tallies}
+        return run
 
     def examine(self, drawn: Drawn) -> list[Examination]:
         """Examine every adapter on one drawn network, in every dtype."""

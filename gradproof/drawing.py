@@ -57,6 +57,8 @@ EDGES = (
     *(700.0, -700.0, 1000.0, -1000.0, 1e-5, 1e-30),
 )
 UNIT_EDGES = (0.0, 1.0, 0.5, 1e-5, 1e-30)
+EDGE_SHARES = (0.0, 0.2, 0.2)
+SCALES = (1.0, 0.1, 5.0)
 
 Strategy = st.SearchStrategy[Any]
 
@@ -181,8 +183,8 @@ def drawn_networks(draw: st.DrawFn, layers: Sequence[str] = (), max_nodes: int =
     return Drawn(
         draw(networks(layers, max_nodes)),
         seed=draw(st.integers(0, 2**32 - 1)),
-        edge_share=draw(st.sampled_from((0.0, 0.2, 0.2))),
-        scale=draw(st.sampled_from((1.0, 0.1, 5.0))),
+        edge_share=draw(st.sampled_from(EDGE_SHARES)),
+        scale=draw(st.sampled_from(SCALES)),
     )
 
 
