@@ -6,8 +6,9 @@ row(*arrays, **optional, **parameters, **options): the layer's arguments in orde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,16 +42,16 @@ class Unsupported:
 class TableAdapter:
     """Which layers a table has, and how a node is called.
 
-    A subclass sets `name`, `rows`, `dtypes` (the dtypes it can run in) and `cast` for its own arrays.
+    A subclass sets `name` and `rows`, and names in `lacking` the layers that it cannot run in a coarse dtype.
     """
 
     name: str
     rows: Mapping[str, Row]
-    dtypes: tuple[str, ...] = ("float64", "float32")
+    lacking: Mapping[str, Collection[str]] = MappingProxyType({})
 
     def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
         row = self.rows.get(layer.name)
-        return row is not None and not isinstance(row, Unsupported) and dtype in self.dtypes
+        return row is not None and not isinstance(row, Unsupported) and layer.name not in self.lacking.get(dtype, ())
 
     def origin(self, layer: Layer) -> str:
         """ "native", "composed", or the reason why the layer cannot be run."""
@@ -68,4 +69,4 @@ class TableAdapter:
 
 
 def is_floating(value: np.ndarray) -> bool:
-    return not np.issubdtype(value.dtype, np.integer)
+    return value.dtype.kind not in "iu"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -463,11 +464,16 @@ ROWS: dict[str, Row] = {
 }
 
 
+NO_HALF_KERNEL = ("local_response_norm", "multi_margin", "multilabel_margin", "ctc")
+"""Layers for which torch has no kernel on the CPU in bfloat16 and float16."""
+
+
 class TorchAdapter(TapeAdapter):
     """Gradients as `torch.autograd.grad` gives them, on the CPU."""
 
     name = "torch"
     rows = ROWS
+    lacking = MappingProxyType(dict.fromkeys(("bfloat16", "float16"), NO_HALF_KERNEL))
 
     def version(self) -> str:
         return str(torch.__version__)
@@ -475,14 +481,21 @@ class TorchAdapter(TapeAdapter):
     def tensor(self, value: np.ndarray, dtype: str) -> torch.Tensor:
         if not is_floating(value):
             return torch.tensor(value)
-        return torch.tensor(value, dtype=getattr(torch, dtype), requires_grad=True)
+        return torch.tensor(_readable(value), dtype=getattr(torch, dtype), requires_grad=True)
 
     def array(self, tensor: torch.Tensor) -> np.ndarray:
+        if tensor.dtype == torch.bfloat16:
+            return tensor.detach().float().numpy().astype("bfloat16")
         return np.asarray(tensor.detach().numpy())
 
     def alias(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view_as(tensor)
 
     def gradients(self, output: Any, cotangent: np.ndarray, tensors: Sequence[Any]) -> Sequence[Any]:
-        seed = torch.tensor(cotangent, dtype=output.dtype)
+        seed = torch.tensor(_readable(cotangent), dtype=output.dtype)
         return torch.autograd.grad(output, tensors, seed, retain_graph=True, allow_unused=True)
+
+
+def _readable(value: np.ndarray) -> np.ndarray:
+    """The numbers in a dtype that torch reads from NumPy, which has no bfloat16 of its own."""
+    return value.astype(np.float32) if value.dtype == "bfloat16" else value

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gradproof.dtypes import limits
 from gradproof.layer import Shape
 from gradproof.noise import Floor, NoiseSamples
 
@@ -126,7 +127,7 @@ def _check_values(
     key: str, every: Mapping[str, np.ndarray], got: np.ndarray, samples: NoiseSamples, dtype: np.dtype[Any]
 ) -> TensorCheck:
     expected = every[key]
-    info = np.finfo(dtype)
+    info = limits(dtype)
     with np.errstate(all="ignore"):
         error = np.abs(got - expected)
         rounding = 0.5 * float(info.eps) * np.abs(expected) + float(info.smallest_normal)

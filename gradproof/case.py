@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from gradproof.dtypes import VALID_DTYPES, is_floating
 from gradproof.layer import Domain, Layer, is_integer
 from gradproof.network import Input, Network, NetworkError, Node
 
 SCHEMA = 1
-DTYPES = ("float64", "float32")
 DOMAIN_KINDS = ("real", "unit", "positive", "sign", "index")
 
 
@@ -77,7 +77,7 @@ class Case:
 
 
 def upcast(value: np.ndarray) -> np.ndarray:
-    return value if np.issubdtype(value.dtype, np.integer) else value.astype(np.float64)
+    return value.astype(np.float64) if is_floating(value) else value
 
 
 def network_to_json(network: Network) -> dict[str, Any]:
@@ -181,8 +181,8 @@ def case_from_json(data: Any, layers: Mapping[str, Layer]) -> Case:
     if schema != SCHEMA:
         raise SpecError(f"spec has schema {schema}; this version of gradproof reads schema {SCHEMA}")
     dtype = _field(data, "dtype", str, "spec")
-    if dtype not in DTYPES:
-        raise SpecError(f"unknown dtype {dtype!r}; valid dtypes: {', '.join(DTYPES)}")
+    if dtype not in VALID_DTYPES:
+        raise SpecError(f"unknown dtype {dtype!r}; valid dtypes: {', '.join(VALID_DTYPES)}")
     network = network_from_json(_field(data, "network", dict, "spec"), layers)
     indices = {each.name for each in network.inputs if not each.domain.floating}
     values = {

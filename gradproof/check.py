@@ -14,9 +14,10 @@ from typing import Any
 
 from gradproof.adapter import Adapter
 from gradproof.architectures import ARCHITECTURES, drawn_architectures, layers_of
-from gradproof.case import DTYPES, Case, save_case
+from gradproof.case import Case, save_case
 from gradproof.divergence import Divergence
 from gradproof.drawing import MAX_NODES, Drawn, draw_each
+from gradproof.dtypes import DTYPES, VALID_DTYPES
 from gradproof.examination import FAILURES, Examination, Oracles, Row, Subject, examine, rows
 from gradproof.kinks import probed_subject, stale_divergences
 from gradproof.reference import LAYERS
@@ -201,7 +202,7 @@ def check(
 
     Raises UsageError for an unknown dtype, layer or architecture, AdapterError for an adapter that cannot be used.
     """
-    require_known("dtype", dtypes, DTYPES)
+    require_known("dtype", dtypes, VALID_DTYPES)
     require_known("layer", layers, LAYERS)
     require_known("architecture", architectures, ARCHITECTURES)
     if layers and architectures:

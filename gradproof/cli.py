@@ -17,10 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gradproof.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
 from gradproof.architectures import ARCHITECTURES
-from gradproof.case import DTYPES, SpecError, load_case
+from gradproof.case import SpecError, load_case
 from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, json_safe, replay
 from gradproof.divergence import DivergenceError
 from gradproof.drawing import MAX_NODES
+from gradproof.dtypes import DTYPES, VALID_DTYPES
 from gradproof.examples import EXAMPLES, UnknownExampleError, example
 from gradproof.reference import LAYERS
 from gradproof.registry import adapter_names, load_adapter, load_adapters
@@ -44,6 +45,7 @@ examples:
   gradproof replay gradproof-failures/SPEC.json --adapter torch
   gradproof walk tanh_2_3_1 --adapter torch             one sweep of backpropagation, layer by layer
 """
+DTYPE_HELP = f"{', '.join(VALID_DTYPES)}; repeatable (default: {' and '.join(DTYPES)})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,7 +136,7 @@ def _add_check(commands: Any) -> None:
     parser.add_argument(
         "--seed", metavar="S", type=_seed, help="everything random hangs on it (default: a new one, printed)"
     )
-    parser.add_argument("--dtype", metavar="D", action="append", help=f"{', '.join(DTYPES)}; repeatable (default: all)")
+    parser.add_argument("--dtype", metavar="D", action="append", help=DTYPE_HELP)
     parser.add_argument("--layer", metavar="L", action="append", help="only networks with this layer; repeatable")
     parser.add_argument(
         "--architecture",

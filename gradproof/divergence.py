@@ -17,7 +17,8 @@ import numpy as np
 
 from gradproof.adapter import Adapter
 from gradproof.agreement import Evidence, TensorCheck
-from gradproof.case import DTYPES, Case
+from gradproof.case import Case
+from gradproof.dtypes import VALID_DTYPES
 from gradproof.layer import OptionValue, Shape
 from gradproof.reference import LAYERS
 
@@ -165,7 +166,7 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "witness argument", entry["witness"], arguments)
     _require_known(where, "statistic", [entry.get("statistic", "magnitude")], STATISTICS)
     _require_known(where, "kind", entry["kinds"], KINDS)
-    _require_known(where, "dtype", entry["dtypes"], DTYPES)
+    _require_known(where, "dtype", entry["dtypes"], VALID_DTYPES)
     return Divergence(**_tupled(entry) | {"options": _tupled(entry.get("options", {}))})
 
 

@@ -21,6 +21,7 @@ from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, Hypoth
 from hypothesis.internal.conjecture.utils import calc_label_from_name
 
 from gradproof.case import Case
+from gradproof.dtypes import limits
 from gradproof.layer import (
     MAX_RANK,
     REAL,
@@ -57,7 +58,10 @@ EDGES = (
     *(700.0, -700.0, 1000.0, -1000.0, 1e-5, 1e-30),
 )
 UNIT_EDGES = (0.0, 1.0, 0.5, 1e-5, 1e-30)
-EDGE_SHARES = (0.0, 0.2, 0.2)
+CORNERS = 0.8
+"""The share of edge values with which every array is overlaid, so that the edges of several arguments meet."""
+
+EDGE_SHARES = (0.0, 0.2, 0.2, 0.2, 0.0, 0.2, 0.2, CORNERS)
 SCALES = (1.0, 0.1, 5.0)
 
 Strategy = st.SearchStrategy[Any]
@@ -83,8 +87,8 @@ AVAILABLE_PROVIDERS[BACKEND] = f"{SeededProvider.__module__}.{SeededProvider.__q
 class Drawn:
     """A drawn network and what its numbers hang on.
 
-    seed: of all arrays. edge_share: the share of the elements, in about a third of the arrays, that are
-    replaced by edge values. scale: the standard deviation of the others.
+    seed: of all arrays. edge_share: the share of the elements, in about a third of the arrays (in all of them where it
+    is CORNERS), that are replaced by edge values. scale: the standard deviation of the others.
     """
 
     network: Network
@@ -128,11 +132,14 @@ class Drawn:
         edges = generator.choice(UNIT_EDGES if unit else real_edges, shape)
         if domain.kind == "positive":
             plain, edges = np.abs(plain), np.where(edges > 0.0, edges, 1.0)
-        share = self.edge_share if generator.random() < 1 / 3 else 0.0
+        share = self.edge_share if generator.random() < 1 / 3 or self.edge_share == CORNERS else 0.0
         overlaid = np.where(generator.random(shape) < share, edges, plain)
         if self.edge_share and generator.random() < 1 / 6:
             overlaid = _tied(generator, overlaid, domain)
-        return overlaid.astype(dtype)
+        held = overlaid.astype(dtype)
+        if domain.kind == "positive":  # what is too small for the dtype must not become 0
+            held = np.maximum(held, limits(dtype).smallest_normal.astype(dtype))
+        return np.asarray(held)
 
 
 def _repeated(generator: np.random.Generator, integers: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from gradproof.adapter import Adapter, supported, told
 from gradproof.agreement import Evidence, TensorCheck, compare
 from gradproof.case import Case
 from gradproof.divergence import Divergence, explain
+from gradproof.dtypes import is_floating
 from gradproof.network import Network, Node
 from gradproof.noise import NoiseSamples, tensors
 from gradproof.reference import NumpyReference
@@ -288,7 +289,7 @@ def one_node_case(oracles: Oracles, node: Node, conventions: Conventions) -> Cas
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     """Floating arrays in the dtype, integer ones as they are."""
-    if np.issubdtype(array.dtype, np.integer):
+    if not is_floating(array):
         return array
     with np.errstate(over="ignore"):
         return np.asarray(array).astype(dtype)

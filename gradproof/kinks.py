@@ -13,6 +13,7 @@ import numpy as np
 from gradproof.adapter import Adapter, supported
 from gradproof.case import Case
 from gradproof.divergence import Divergence, divergences_of
+from gradproof.dtypes import limits
 from gradproof.examination import Culprit, Examination, Oracles, Subject, TimeLimitError, examine, time_limit
 from gradproof.layer import Kink, Layer, Options, Shape, ShapeError
 from gradproof.network import Input, Network, NetworkError, Node
@@ -25,7 +26,8 @@ PARAMETER = 0.25
 """What the parameters of a probed layer are filled with."""
 
 ROUNDING = 1e-5
-"""How far a probed weight may be outside what the kink allows, or differ between elements, by rounding alone."""
+"""How far a probed weight may be outside what the kink allows, or differ between elements, by rounding alone; more in
+coarse dtypes."""
 
 
 def probed_subject(
@@ -42,8 +44,8 @@ def probed_subject(
     for layer, kink in _kinks(adapter, dtype, layers):
         case, left, right = probe(layer, kink, dtype)
         weight = _chosen_weight(adapter, case, left, right, timeout)
-        if weight is not None and kink.allows(weight, ROUNDING):
-            conventions.setdefault(layer.name, {})[kink.name] = _tidied(weight)
+        if weight is not None and kink.allows(weight, rounding(dtype)):
+            conventions.setdefault(layer.name, {})[kink.name] = _tidied(weight, rounding(dtype))
         else:
             outside.append(case)
     subject = Subject(adapter, conventions, _applicable(adapter, dtype, layers), timeout)
@@ -58,15 +60,21 @@ def _disagreeing(found: Examination) -> Examination:
     """
     if not found.agrees:
         return found
-    off = {check.key for check in found.checks if check.role == "gradient" and (check.max_error or 0.0) > ROUNDING}
+    allowed = rounding(found.case.dtype)
+    off = {check.key for check in found.checks if check.role == "gradient" and (check.max_error or 0.0) > allowed}
     checks = tuple(replace(check, kind="gradient") if check.key in off else check for check in found.checks)
     return replace(found, checks=checks, culprits=(Culprit(found.case.network.nodes[0], checks, None),))
 
 
-def _tidied(weight: float) -> float:
+def rounding(dtype: str) -> float:
+    """How far a probed weight may be off in this dtype."""
+    return max(ROUNDING, 8.0 * float(limits(dtype).eps))
+
+
+def _tidied(weight: float, allowed: float) -> float:
     """The weight without its rounding error, where it is next to a simple fraction."""
     simple = float(Fraction(weight).limit_denominator(64))
-    return simple if abs(simple - weight) < ROUNDING else weight
+    return simple if abs(simple - weight) < allowed else weight
 
 
 def _applicable(adapter: Adapter, dtype: str, layers: Collection[str] | None) -> tuple[Divergence, ...]:
@@ -147,7 +155,7 @@ def _chosen_weight(adapter: Adapter, case: Case, left: np.ndarray, right: np.nda
         TimeLimitError,
     ):  # the examination of the same case, made next, reports what went wrong
         return None
-    same = np.isfinite(weights).all() and np.ptp(weights) < ROUNDING
+    same = np.isfinite(weights).all() and np.ptp(weights) < rounding(case.dtype)
     return float(weights.flat[0]) if same else None
 
 

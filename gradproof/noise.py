@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
+from gradproof.dtypes import is_floating, limits
 from gradproof.network import Network
 from gradproof.reference import NumpyReference
 
@@ -60,7 +61,7 @@ class Rounding:
     """
 
     def __init__(self, dtype: np.dtype[Any], generator: np.random.Generator, to_grid: bool) -> None:
-        info = np.finfo(dtype)
+        info = limits(dtype)
         self.dtype = dtype
         self.generator = generator
         self.to_grid = to_grid and dtype != FLOAT64
@@ -151,21 +152,17 @@ def _rounding_of(arrays: Any) -> Rounding:
     return next(each.rounding for each in arrays if isinstance(each, Noisy) and each.rounding is not None)
 
 
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, np.floating)) and np.issubdtype(value.dtype, np.floating)
-
-
 def _plain(value: Any, rounding: Rounding | None) -> Any:
     if not isinstance(value, Noisy):
         return value
     array = value.view(np.ndarray)
-    return rounding(array) if rounding is not None and _is_floating(array) else array
+    return rounding(array) if rounding is not None and is_floating(array) else array
 
 
 def _wrap(result: Any, rounding: Rounding, exact: bool, at_one: bool = False) -> Any:
     if isinstance(result, (tuple, list)):
         return type(result)(_wrap(each, rounding, exact, at_one) for each in result)
-    if not _is_floating(result):
+    if not is_floating(result):
         return result
     return observe(np.asarray(result) if exact else rounding(np.asarray(result), at_one), rounding)
 
@@ -210,7 +207,7 @@ class NoiseSamples:
     @cached_property
     def given_finite(self) -> bool:
         """Whether all the numbers that the case gives are finite, in its dtype."""
-        given = [array for array in self._values.values() if _is_floating(array)]
+        given = [array for array in self._values.values() if is_floating(array)]
         return all(np.isfinite(array.astype(self._dtype)).all() for array in (*given, self._cotangent))
 
     def floor(self, key: str, expected: np.ndarray, count: int) -> Floor:
@@ -227,7 +224,7 @@ class NoiseSamples:
         generator = np.random.default_rng((index, self._dtype.itemsize))
         rounding = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
         values = {
-            name: observe(rounding.flushed(v), rounding) if _is_floating(v) else v for name, v in self._values.items()
+            name: observe(rounding.flushed(v), rounding) if is_floating(v) else v for name, v in self._values.items()
         }
         forward = self._reference.forward(self._network, values, "float64")
         gradients = self._reference.backward(forward, observe(rounding.flushed(self._cotangent), rounding))

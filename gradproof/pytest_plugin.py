@@ -24,7 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--adapter", action="append", metavar="A", help="adapter to validate; repeatable (default: all built in)"
     )
-    group.addoption("--dtype", action="append", metavar="D", help="float64 or float32; repeatable (default: both)")
+    group.addoption(
+        "--dtype",
+        action="append",
+        metavar="D",
+        help="float64, float32, bfloat16 or float16; repeatable (default: the first two)",
+    )
     group.addoption("--layer", action="append", metavar="L", help="draw only networks with this layer; repeatable")
     group.addoption(
         "--networks",
@@ -57,13 +62,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _require_known_names(config: pytest.Config) -> None:
     from gradproof.adapter import AdapterError
-    from gradproof.case import DTYPES
     from gradproof.check import UsageError, require_known
+    from gradproof.dtypes import VALID_DTYPES
     from gradproof.reference import LAYERS
     from gradproof.registry import load_adapter
 
     try:
-        require_known("dtype", config.getoption("--dtype") or (), DTYPES)
+        require_known("dtype", config.getoption("--dtype") or (), VALID_DTYPES)
         require_known("layer", config.getoption("--layer") or (), LAYERS)
         for name in config.getoption("--adapter") or ():
             load_adapter(name)
@@ -75,7 +80,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per adapter and dtype for every test that asks for a `gradproof_run`."""
     if "gradproof_run" not in metafunc.fixturenames:
         return
-    from gradproof.case import DTYPES
+    from gradproof.dtypes import DTYPES
 
     adapters: Sequence[str] = metafunc.config.getoption("--adapter") or DEFAULT_ADAPTERS
     dtypes: Sequence[str] = metafunc.config.getoption("--dtype") or DTYPES

@@ -30,9 +30,9 @@ import gradproof.adapters
 import gradproof.reference
 from gradproof.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
 from gradproof.agreement import THRESHOLD
-from gradproof.case import DTYPES
 from gradproof.check import FAILURE_DIRECTORY, Run, UsageError, require_known
 from gradproof.drawing import EDGE_SHARES, SCALES, Drawn, draw_each
+from gradproof.dtypes import VALID_DTYPES
 from gradproof.examination import Examination, rows
 from gradproof.registry import load_adapters
 from gradproof.sections import write_section
@@ -76,7 +76,7 @@ class Plan:
     """
 
     adapters: tuple[str, ...] = ADAPTERS
-    dtypes: tuple[str, ...] = DTYPES
+    dtypes: tuple[str, ...] = VALID_DTYPES
     seed: int = 1
     failures: Path | None = FAILURE_DIRECTORY
 
@@ -410,10 +410,11 @@ def _cell(distribution: Distribution | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Soak; 1 where something disagrees, 2 where it cannot be begun, 130 where it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m gradproof.soak", description=__doc__)
+    every = ", ".join(VALID_DTYPES)
     parser.add_argument("--networks", type=int, default=NETWORKS, help=f"how many to draw (default {NETWORKS})")
     parser.add_argument("--seed", type=int, default=1, help="what is drawn hangs on it (default 1)")
     parser.add_argument("--adapter", action="append", metavar="A", help=f"repeatable (default: {', '.join(ADAPTERS)})")
-    parser.add_argument("--dtype", action="append", metavar="D", help=f"repeatable (default: {', '.join(DTYPES)})")
+    parser.add_argument("--dtype", action="append", metavar="D", help=f"repeatable (default: {every})")
     parser.add_argument("--processes", type=int, default=None, help="default: one per core")
     parser.add_argument("--journal", type=Path, default=JOURNAL, help=f"what it goes on from (default {JOURNAL})")
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever the journal holds")
@@ -421,11 +422,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.networks < 1:
         parser.error(f"--networks {options.networks}: expected 1 or more")
-    plan = Plan(tuple(options.adapter or ADAPTERS), tuple(options.dtype or DTYPES), options.seed)
+    plan = Plan(tuple(options.adapter or ADAPTERS), tuple(options.dtype or VALID_DTYPES), options.seed)
     console = Console(stderr=True)
     os.environ.update(QUICK_TO_COMPILE)
     try:
-        require_known("dtype", plan.dtypes, DTYPES)
+        require_known("dtype", plan.dtypes, VALID_DTYPES)
         versions = {each.name: each.version() for each in load_adapters(plan.adapters).values()}
         journal = Journal(options.journal, about(plan, versions))
         done = {} if options.fresh else journal.read()

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradproof.adapter import Adapter, supported
-from gradproof.case import DTYPES
+from gradproof.dtypes import DTYPES
 from gradproof.layer import Kink, Layer, Option, Shape
 from gradproof.reference import LAYERS
 

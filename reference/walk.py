@@ -77,4 +77,4 @@ class NumpyReference:
 def _cast(array: Any, dtype: np.dtype[Any]) -> np.ndarray:
     """Floating arrays in `dtype`, integer ones as they are, subclasses cache."""
     array = np.asanyarray(array)
-    return array.astype(dtype, copy=False) if np.issubdtype(array.dtype, np.inexact) else array
+    return array.astype(dtype, copy=False) if array.dtype.kind not in "iub" else array
