@@ -1,7 +1,9 @@
 # make conformance   validate torch and jax against the hand-written reference
 # make test          run every test
+# make soak          very many networks, torch and jax: no false alarm (NETWORKS=20000, goes on where it stopped)
 # make mutants       tell mistakes in the reference's own backward functions from the originals
-# make trust         measure what the verdict catches and how many digits are right, into docs/trust.md
+# make trust         measure which planted faults are caught, and how many digits are right
+#                    (these three write their figures into docs/trust.md)
 # Each creates .venv first and needs nothing but Python and pip.
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ NETWORKS ?= 300
 SEED ?= 1
 BIN = .venv/bin
 
-.PHONY: conformance test lint types benchmarks mutants trust
+.PHONY: conformance test lint types benchmarks soak mutants trust
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,8 +34,12 @@ types: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy --package gradproof
 
+soak: NETWORKS = 20000
+soak: .venv/installed
+	$(BIN)/python -m gradproof.soak --networks $(NETWORKS) --seed $(SEED) --page docs/trust.md $(SOAK)
+
 mutants: .venv/installed
-	$(BIN)/python -m gradproof.mutants
+	$(BIN)/python -m gradproof.mutants --seed $(SEED) --page docs/trust.md
 
 trust: .venv/installed
 	$(BIN)/python -m gradproof.trust

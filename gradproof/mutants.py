@@ -29,6 +29,7 @@ from gradproof.examination import Oracles, Subject, disagrees
 from gradproof.kinks import first_gradient, probe
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row
+from gradproof.sections import versions, write_section
 
 EQUIVALENTS = Path(__file__).with_suffix(".toml")
 """Mutants that compute the same, each with the proof."""
@@ -359,6 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", type=int, default=NETWORKS, help=f"per layer (default {NETWORKS})")
     parser.add_argument("--seed", type=int, default=1, help="what is drawn hangs on it (default 1)")
     parser.add_argument("--processes", type=int, default=None, help="default: one per core")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the outcome into this page")
     parser.add_argument("--survivors", type=Path, default=Path("survivors.diff"), help="where their diffs go")
     options = parser.parse_args(arguments)
     known = backward_functions()
@@ -379,8 +381,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if survived:
         options.survivors.write_text("".join(mutant.diff() for mutant in survived))
         console.print(f"the survivors' diffs are in {options.survivors}")
+    if options.page:
+        write_section(options.page, "mutants", section(line, survived, options))
     print(line)
     return 1 if survived else 0
+
+
+def section(line: str, survived: Iterable[Mutant], options: argparse.Namespace) -> str:
+    """The outcome in Markdown."""
+    told = [f"- survived: `{each.function}`, {each.mistake}: `{each.mutated}`" for each in survived]
+    drawn = f"{versions()}, seed {options.seed}, {options.networks} networks per layer."
+    return "\n\n".join([f"    {line}", *(["\n".join(told)] if told else []), drawn])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
+
+import numpy as np
+import scipy
+
+TRUST_PAGE = Path("docs/trust.md")
 
 
 class SectionError(ValueError):
@@ -16,4 +22,10 @@ def write_section(path: Path, name: str, text: str) -> None:
     place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not place.search(before):
         raise SectionError(f"{path}: no place for {name}: it needs a line <!-- {name} --> and a line <!-- /{name} -->")
-    path.write_text(place.sub(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[2]}", before))
+    body = text.strip("\n")
+    path.write_text(place.sub(lambda found: f"{found[1]}\n{body}\n\n{found[2]}", before))
+
+
+def versions() -> str:
+    """What figures of the reference alone hang on."""
+    return f"Python {platform.python_version()}, NumPy {np.__version__}, SciPy {scipy.__version__}"

@@ -83,7 +83,8 @@ class Plan:
     def networks(self, chunk: int, count: int = CHUNK) -> Iterator[tuple[Drawn, str]]:
         """The first `count` networks of a chunk, each with the dtype that it is examined in."""
         graphs: list[Drawn] = []
-        draw_each(graphs.append, math.ceil(count / DRAWS), self.chunk_seed(chunk))
+        draw_each(graphs.append, 1 + math.ceil(count / DRAWS), self.chunk_seed(chunk))
+        graphs = graphs[1:]  # Hypothesis begins with the simplest network, whatever the seed
         drawn = (
             (each, self.dtypes[(chunk + i) % len(self.dtypes)])
             for i, graph in enumerate(graphs)

@@ -1,59 +1,44 @@
-"""Write docs/trust.md: what the verdict catches, and how many digits of the reference are right.
+"""Measure what the verdict catches and how many digits of the reference are right, into docs/trust.md.
 
-Run `python -m gradproof.trust`; every figure in the page comes from that one run.
+Run `python -m gradproof.trust`; every figure of a section comes from one run. `gradproof.mutants` and
+`gradproof.soak` write the sections of theirs.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mpmath
-import numpy as np
-import scipy
 from rich.console import Console
 from rich.progress import track
 
-from gradproof import accuracy, mutants
-from gradproof.check import check
+from gradproof import accuracy
+from gradproof.check import Report, check
 from gradproof.faults import FAULTS, Fault
+from gradproof.sections import TRUST_PAGE, SectionError, versions, write_section
 
 NETWORKS = 200
 """Networks within which every planted fault must be caught."""
 
-PAGE = """# What the verdict can be trusted with
+TIMEOUT = 0.5
+"""Seconds that a planted fault may take for one network."""
 
-Written by `make trust`, seed {seed}, with {versions}.
+FAULTS_SECTION = """\
+{caught} of {planted} were caught within {networks} networks, and blamed on the right layer; the median took
+{median:g} networks and {seconds:.2f} s, the slowest was `{slowest}` with {most} networks.
 
-## Planted faults
+{versions}, seed {seed}.
+"""
 
-Mistakes that people make (`gradproof/faults.py`), each as an adapter that makes it, run on random networks with its
-layer until the first disagreement; none, where the probe of the layer's kinks tells. {caught} of {planted} were caught
-within {networks} networks, and blamed on the right layer; the median took {median:g} networks and {seconds:.2f} s,
-the slowest was `{slowest}` with {most} networks.
-
-## Mutants
-
-Mistakes made in the syntax trees of the reference's own backward functions (`gradproof/mutants.py`), {drawn} networks
-per layer. Mutants that compute the same are listed with the proof in `gradproof/mutants.toml`.
-
-    {mutants}
-
-{survivors}
-
-## Digits
-
-The largest error of each elementwise layer in float64, in units in the last place, over the whole range: subnormal
-numbers, saturation, both sides of every kink. True values come from definitions of their own in 50-digit arithmetic,
-true derivatives from differences with 1,500 digits (`gradproof/accuracy.py`). The goal is 4. Where a layer loses more,
-its formula is the one that frameworks have, which the noise floor takes into account.
-
+DIGITS_SECTION = """\
 {table}
+
+{versions}.
 """
 
 
@@ -62,9 +47,18 @@ class Catch:
     """How a planted fault was caught: after how many networks and seconds, and whether the right layer was blamed."""
 
     fault: Fault
-    networks: int
+    report: Report
     seconds: float
-    blamed: bool
+
+    @property
+    def blamed(self) -> set[str]:
+        """The layers that were culprits."""
+        return {culprit.node.layer.name for each, _ in self.report.examinations for culprit in each.culprits}
+
+    @property
+    def right(self) -> bool:
+        """Whether something disagreed, and exactly the faulty layer was blamed; none for a fault between layers."""
+        return not self.report.agrees and self.blamed == ({self.fault.layer} if self.fault.layer else set())
 
 
 def catch(fault: Fault, seed: int) -> Catch:
@@ -76,63 +70,54 @@ def catch(fault: Fault, seed: int) -> Catch:
         seed=seed,
         layers=[fault.layer] if fault.layer else [],
         failures=None,
-        timeout=0.5,
+        timeout=TIMEOUT,
         stop_at_first=True,
     )
-    layers = {culprit.node.layer.name for each, _ in report.examinations for culprit in each.culprits}
-    right = not report.agrees and layers == ({fault.layer} if fault.layer else set())
-    return Catch(fault, report.networks, time.perf_counter() - started, right)
+    return Catch(fault, report, time.perf_counter() - started)
 
 
-def page(
-    catches: Sequence[Catch], outcomes: Iterable[mutants.Outcome], found: Sequence[accuracy.Accuracy], seed: int
-) -> str:
-    """The page in Markdown."""
-    caught = [each for each in catches if each.blamed]
-    slowest = max(caught, key=lambda each: each.networks)
-    line, survived = mutants.summary(outcomes, mutants.read_equivalents())
-    return PAGE.format(
-        seed=seed,
-        versions=versions(),
+def faults_section(catches: Sequence[Catch], seed: int) -> str:
+    """What became of the planted faults, in Markdown."""
+    caught = [each for each in catches if each.right]
+    slowest = max(caught, key=lambda each: each.report.networks)
+    return FAULTS_SECTION.format(
         caught=len(caught),
         planted=len(catches),
         networks=NETWORKS,
-        median=statistics.median(each.networks for each in caught),
+        median=statistics.median(each.report.networks for each in caught),
         seconds=statistics.median(each.seconds for each in caught),
         slowest=slowest.fault.name,
-        most=slowest.networks,
-        drawn=mutants.NETWORKS,
-        mutants=line,
-        survivors="\n".join(_survivors(survived)) or "None survived.",
-        table=accuracy.table(found),
+        most=slowest.report.networks,
+        versions=versions(),
+        seed=seed,
     )
 
 
-def _survivors(survived: Iterable[mutants.Mutant]) -> Iterator[str]:
-    for each in survived:
-        yield f"- survived: `{each.function}`, {each.mistake}: `{each.mutated}`"
-
-
-def versions() -> str:
-    """What the figures depend on."""
-    found = {"Python": platform.python_version(), "NumPy": np.__version__, "SciPy": scipy.__version__}
-    return ", ".join(f"{name} {version}" for name, version in (found | {"mpmath": mpmath.__version__}).items())
+def digits_section(found: Sequence[accuracy.Accuracy]) -> str:
+    """The errors of the elementwise layers, in Markdown."""
+    return DIGITS_SECTION.format(table=accuracy.table(found), versions=f"{versions()}, mpmath {mpmath.__version__}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure everything and write the page."""
+    """Measure, and write the sections; 1 where a planted fault was missed, 2 where the page has no place for them."""
     parser = argparse.ArgumentParser(prog="python -m gradproof.trust", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="what is drawn hangs on it (default 1)")
-    parser.add_argument("--output", type=Path, default=Path("docs/trust.md"), help="the page (default docs/trust.md)")
+    parser.add_argument("--page", type=Path, default=TRUST_PAGE, metavar="FILE", help=f"default {TRUST_PAGE}")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     catches = [catch(each, options.seed) for each in track(FAULTS.values(), "planted faults", console=console)]
-    functions = track(mutants.backward_functions(), "mutants of functions", console=console)
-    outcomes = [outcome for each in functions for outcome in mutants.judge_all(each, mutants.NETWORKS, options.seed)]
     found = list(track(accuracy.accuracies(), "digits of layers", total=None, console=console))
-    options.output.write_text(page(catches, outcomes, found, options.seed))
-    console.print(f"written: {options.output}")
-    return 0
+    try:
+        write_section(options.page, "faults", faults_section(catches, options.seed))
+        write_section(options.page, "digits", digits_section(found))
+    except SectionError as error:
+        console.print(f"error: {error}", style="red", highlight=False)
+        return 2
+    missed = [each.fault.name for each in catches if not each.right]
+    print(f"trust: planted={len(catches)} caught={len(catches) - len(missed)}")
+    for name in missed:
+        console.print(f"missed, or blamed on another layer: {name}", style="red", highlight=False)
+    return int(bool(missed))
 
 
 if __name__ == "__main__":

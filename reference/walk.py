@@ -32,7 +32,8 @@ class NumpyReference:
         return f"NumPy {np.__version__}"
 
     def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
-        return True
+        """Whether NumPy and SciPy have the arithmetic: in float64 and float32, in nothing coarser."""
+        return dtype in ("float64", "float32")
 
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
         """Run the network in `dtype`. Subclasses of ndarray pass through, so that arithmetic can be observed."""

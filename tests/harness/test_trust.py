@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gradproof import trust
+from gradproof import mutants, trust
 from gradproof.accuracy import accuracy
+from gradproof.check import Report
 from gradproof.faults import FAULTS, Fault
-from gradproof.mutants import Outcome, mutants_of, read_equivalents
+from gradproof.mutants import mutants_of, read_equivalents
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.trust import Catch, catch, main, page
+from gradproof.sections import SectionError, write_section
+from gradproof.trust import Catch, catch, faults_section, main
 
-TANH = mutants_of("activations.tanh_backward")
 EXP = accuracy(LAYERS["exp"], {})
 ROOT = Path(__file__).parents[2]
+PAGE = """# Page
+
+<!-- faults -->
+<!-- /faults -->
+
+<!-- mutants -->
+old
+<!-- /mutants -->
+<!-- digits -->
+<!-- /digits -->
+"""
 
 
 def test_a_planted_fault_is_caught() -> None:
     found = catch(FAULTS["gelu_density_missing"], seed=1)
-    assert found.blamed
-    assert 1 <= found.networks <= trust.NETWORKS
+    assert found.right
+    assert found.blamed == {"gelu"}
+    assert 1 <= found.report.networks <= trust.NETWORKS
 
 
 @pytest.mark.parametrize(
@@ -35,34 +49,68 @@ def test_a_planted_fault_is_caught() -> None:
 )
 def test_what_is_not_there_is_not_caught(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "NETWORKS", 20)
-    assert not catch(fault, seed=1).blamed
+    assert not catch(fault, seed=1).right
 
 
-def test_the_page_tells_what_was_found() -> None:
-    catches = [
-        Catch(FAULTS["elu_sign_flipped"], 3, 0.5, True),
-        Catch(FAULTS["mse_batch_mean"], 9, 1.5, True),
-        Catch(FAULTS["mae_magnitude"], 200, 9.0, False),
-    ]
-    text = page(catches, [Outcome(TANH[0], 1), Outcome(TANH[1], None)], [EXP], seed=5)
+def test_the_section_tells_what_was_found() -> None:
+    caught = catch(FAULTS["elu_sign_flipped"], seed=1)
+    slow = replace(catch(FAULTS["mae_magnitude"], seed=1), seconds=1000.0)
+    slow.report.networks = 77
+    missed = Catch(FAULTS["mse_batch_mean"], Report(1, (), {}, {}), 9.0)
+    text = faults_section([caught, slow, missed], seed=5).replace("\n", " ")
     assert "seed 5" in text
-    assert "2 of 3 were caught within 200 networks" in text.replace("\n", " ")
-    assert "median took 6 networks and 1.00 s, the slowest was `mse_batch_mean` with 9" in text.replace("\n", " ")
-    assert "    mutants: made=2 killed=1 equivalent=0 survived=1\n" in text
-    assert f"- survived: `{TANH[1].function}`, {TANH[1].mistake}: `{TANH[1].mutated}`" in text
-    assert "| exp | " in text
+    assert "2 of 3 were caught within 200 networks" in text
+    assert "the slowest was `mae_magnitude` with 77 networks" in text
+    median = (caught.report.networks + 77) / 2
+    assert f"the median took {median:g} networks" in text
 
 
-def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trust, "FAULTS", {"elu_sign_flipped": FAULTS["elu_sign_flipped"]})
-    monkeypatch.setattr(trust.mutants, "backward_functions", lambda: {TANH[0].function: LAYERS["tanh"].backward})
-    monkeypatch.setattr(trust.mutants, "NETWORKS", 5)
+def test_a_section_replaces_its_own_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    write_section(page, "mutants", "new\n")
+    assert page.read_text() == PAGE.replace("old\n", "\nnew\n\n")
+    write_section(page, "mutants", "\\1 newer")
+    assert page.read_text() == PAGE.replace("old\n", "\n\\1 newer\n\n")
+
+
+@pytest.mark.parametrize("text", ["# Page\n", None], ids=["no place", "no page"])
+def test_a_page_without_the_place_is_refused(text: str | None, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    if text is not None:
+        page.write_text(text)
+    with pytest.raises(SectionError, match=r"no place for soak: it needs a line <!-- soak --> and"):
+        write_section(page, "soak", "text")
+
+
+def test_the_command_writes_its_sections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = {"elu_sign_flipped": FAULTS["elu_sign_flipped"]}
+    monkeypatch.setattr(trust, "FAULTS", planted)
     monkeypatch.setattr(trust.accuracy, "accuracies", lambda: iter([EXP]))
-    output = tmp_path / "trust.md"
-    assert main(["--output", str(output)]) == 0
-    text = output.read_text()
-    assert "1 of 1 were caught" in text
-    assert f"made={len(TANH)} killed={len(TANH)} equivalent=0 survived=0" in text
+    page = tmp_path / "trust.md"
+    page.write_text(PAGE)
+    assert main(["--page", str(page)]) == 0
+    assert capsys.readouterr().out == "trust: planted=1 caught=1\n"
+    assert "1 of 1 were caught" in page.read_text()
+    assert "| exp | " in page.read_text()
+    monkeypatch.setattr(trust, "NETWORKS", 5)
+    monkeypatch.setitem(planted, "none", Fault("none", "tanh", "nothing is wrong", NumpyReference))
+    assert main(["--page", str(page)]) == 1
+    assert capsys.readouterr().out == "trust: planted=2 caught=1\n"
+    page.write_text("# Page\n")
+    assert main(["--page", str(page)]) == 2
+
+
+def test_mutants_write_theirs(tmp_path: Path) -> None:
+    page = tmp_path / "trust.md"
+    page.write_text(PAGE)
+    tanh = ["--function", "activations.tanh_backward", "--networks", "20", "--processes", "1", "--page", str(page)]
+    assert mutants.main(tanh) == 0
+    count = len(mutants_of("activations.tanh_backward"))
+    assert f"    mutants: made={count} killed={count} equivalent=0 survived=0\n" in page.read_text()
+    assert "seed 1, 20 networks per layer" in page.read_text()
 
 
 def test_the_page_that_is_kept_is_about_today_s_faults_and_proofs() -> None:
