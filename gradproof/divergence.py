@@ -31,14 +31,17 @@ STATISTICS: dict[str, Statistic] = {
     "magnitude": lambda x, axes: np.abs(x),
     "peak": lambda x, axes: np.abs(x).max(axis=axes, keepdims=True),
     "range": lambda x, axes: x.max(axis=axes, keepdims=True) - x.min(axis=axes, keepdims=True),
+    "peak over range": lambda x, axes: (
+        np.abs(x).max(axis=axes, keepdims=True) / (x.max(axis=axes, keepdims=True) - x.min(axis=axes, keepdims=True))
+    ),
     "largest product": lambda x, axes: np.maximum(np.abs(x), 1.0).prod(axis=axes, keepdims=True),
     "smallest product": lambda x, axes: np.minimum(np.where(x == 0, np.nan, np.abs(x)), 1.0).prod(
         axis=axes, keepdims=True
     ),
 }
 """What an entry may locate in place of an argument's numbers: the magnitude of each, or one number per slice along
-some axes: the largest magnitude, the largest less the smallest, the largest or smallest magnitude that a product of
-some of them can have (NaN, which lies nowhere, where one is 0)."""
+some axes: the largest magnitude, the largest less the smallest, the former over the latter, the largest or smallest
+magnitude that a product of some of them can have (NaN, which lies nowhere, where one is 0)."""
 
 
 class DivergenceError(ValueError):
