@@ -387,7 +387,7 @@ def test_an_unknown_fault_beside_a_known_divergence_is_not_excused() -> None:
 class Dropping(Diverging):
     """Diverges as known, and drops a path where paths meet."""
 
-    def add_up(self, before: Array | None, arriving: Array) -> Array:
+    def add_up(self, name: str, before: Array | None, arriving: Array) -> Array:
         return arriving
 
 
