@@ -1,6 +1,7 @@
 # make conformance   validate torch and jax against the hand-written reference
 # make test          run every test
 # make mutants       tell mistakes in the reference's own backward functions from the originals
+# make graded        how small a fault is caught, next to gradcheck, check_grads and fixed tolerances
 # make trust         measure what the verdict catches and how many digits are right, into docs/trust.md
 # Each creates .venv first and needs nothing but Python and pip.
 
@@ -9,7 +10,7 @@ NETWORKS ?= 300
 SEED ?= 1
 BIN = .venv/bin
 
-.PHONY: conformance test lint types benchmarks mutants trust
+.PHONY: conformance test lint types benchmarks mutants graded trust
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +35,10 @@ types: .venv/installed
 
 mutants: .venv/installed
 	$(BIN)/python -m gradproof.mutants
+
+# Networks this small run fastest on one thread.
+graded: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m gradproof.graded --seed $(SEED)
 
 trust: .venv/installed
 	$(BIN)/python -m gradproof.trust
