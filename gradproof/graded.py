@@ -491,7 +491,8 @@ def shares_table(found: Graded) -> str:
     lines = [_line(["tool", "dtype", "planted", *(f"k={k}" for k in ks)]), _line(["---"] * 3 + ["---:"] * len(ks))]
     for row in found.rows:
         for planted in (SCALED, ELEMENT):
-            lines.append(_line([row.tool, row.dtype, planted, *(f"{row.caught(planted, k):.0%}" for k in ks)]))
+            shares = ("-" if row.share(PASSED) < USABLE else f"{row.caught(planted, k):.0%}" for k in ks)
+            lines.append(_line([row.tool, row.dtype, planted, *shares]))
     return "\n".join(lines)
 
 

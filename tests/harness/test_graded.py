@@ -219,6 +219,7 @@ def test_the_tables_tell_what_was_found() -> None:
     assert second == "| a tool | float64 | 4 | 75% | 0% | - | - | 2 |"
     assert "| a tool | float64 | scaled | 100% |" in shares_table(found)
     assert "| a tool | float64 | element | 50% |" in shares_table(found)
+    assert "| a tool | float64 | element | - |" in shares_table(found)
     text = told(found).replace("\n", " ")
     assert "9 random networks of seed 7, with torch 1.2." in text
     assert "left out are, in float64: 5 where torch lacks a layer." in text
