@@ -2,8 +2,9 @@
 # make test          run every test
 # make soak          very many networks, torch and jax: no false alarm (NETWORKS=20000, goes on where it stopped)
 # make mutants       tell mistakes in the reference's own backward functions from the originals
+# make graded        how small a fault is caught, next to gradcheck, check_grads and fixed tolerances
 # make trust         measure which planted faults are caught, and how many digits are right
-#                    (these three write their figures into docs/trust.md)
+#                    (these four write their figures into docs/trust.md)
 # Each creates .venv first and needs nothing but Python and pip.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ NETWORKS ?= 300
 SEED ?= 1
 BIN = .venv/bin
 
-.PHONY: conformance test lint types benchmarks soak mutants trust
+.PHONY: conformance test lint types benchmarks soak mutants graded trust
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -40,6 +41,10 @@ soak: .venv/installed
 
 mutants: .venv/installed
 	$(BIN)/python -m gradproof.mutants --seed $(SEED) --page docs/trust.md
+
+# Networks this small run fastest on one thread.
+graded: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m gradproof.graded --seed $(SEED)
 
 trust: .venv/installed
 	$(BIN)/python -m gradproof.trust

@@ -63,6 +63,7 @@ class Adapter(Protocol):
         """The gradient of sum(cotangent * output) for every name in `network.differentiable`.
 
         cotangent: an array of the output's shape and dtype.
+        It is called twice on one `forward`, and gives the same both times, or raises: nothing is added to a tape.
         """
         ...
 

@@ -49,6 +49,7 @@ class TensorCheck:
     max_error, index, expected, got: the element with the most noise units (None where nothing was compared).
     noise_units: the worst over all verified elements; an upper bound where the first test sufficed.
     unverifiable, ill_conditioned: numbers of elements. evidence: all elements, where values disagree.
+    second_pass: it agrees after one backward pass, and what is told is of a second one on the same tape.
     """
 
     key: str
@@ -62,6 +63,7 @@ class TensorCheck:
     unverifiable: int = 0
     ill_conditioned: int = 0
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
+    second_pass: bool = False
 
     @property
     def role(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.adapter import Adapter, Forward
+from gradproof.network import Network
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.common import unbroadcast
 from gradproof.reference.walk import Row
@@ -454,8 +455,19 @@ class _WrongWalk(NumpyReference):
         super().__init__()
         self._accumulate = accumulate
 
-    def add_up(self, before: Array | None, arriving: Array) -> Array:
+    def add_up(self, name: str, before: Array | None, arriving: Array) -> Array:
         return arriving if before is None else self._accumulate(before, arriving)
+
+
+class _OverwrittenParameters(NumpyReference):
+    """The reference, in whose backward pass every use of a parameter overwrites what an earlier one left."""
+
+    def backward(self, forward: Forward, cotangent: Array) -> Gradients:
+        self._parameters = forward.tape[0].parameters
+        return super().backward(forward, cotangent)
+
+    def add_up(self, name: str, before: Array | None, arriving: Array) -> Array:
+        return super().add_up(name, None if name in self._parameters else before, arriving)
 
 
 WALK_FAULTS = (
@@ -470,6 +482,61 @@ WALK_FAULTS = (
         None,
         "of the paths that meet, one counts twice",
         lambda: _WrongWalk(lambda before, arriving: before + 2.0 * arriving),
+    ),
+    Fault(
+        "shared_parameter_overwritten",
+        None,
+        "of the uses of a shared parameter only the last one counts; paths between layers add up",
+        _OverwrittenParameters,
+    ),
+)
+
+
+class _AddingTape(NumpyReference):
+    """The reference with a tape that keeps its gradients: each backward pass adds to them, and nothing zeroes them."""
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        forward = super().forward(network, values, dtype)
+        return Forward(forward.outputs, (forward, {}))
+
+    def backward(self, forward: Forward, cotangent: Array) -> Gradients:
+        tape, kept = forward.tape
+        for name, gradient in super().backward(tape, cotangent).items():
+            kept[name] = kept[name] + gradient if name in kept else gradient
+        return dict(kept)
+
+
+def _overwriting_its_cache(layer: str) -> Row:
+    """The backward function computes into an array that the forward pass has kept for it."""
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+
+    def in_place(dout: Array, cache: Any) -> Gradients:
+        gradients = backward(dout, cache)
+        np.copyto(cache[1], gradients["x"])
+        return gradients
+
+    return forward, in_place
+
+
+def _cotangent_in_place(dout: Array, cache: Any) -> Gradients:
+    """ReLU's backward pass, in place."""
+    np.copyto(dout, LAYERS["relu"].backward(dout, cache)["x"])
+    return {"x": dout}
+
+
+TAPE_FAULTS = (
+    Fault("tape_adds_up", None, "a second backward pass on the same tape adds to the first", _AddingTape),
+    _pair_fault(
+        "gelu_cache_overwritten",
+        "gelu",
+        "the backward pass computes in place, into what it needs the next time",
+        _overwriting_its_cache("gelu"),
+    ),
+    _pair_fault(
+        "relu_cotangent_overwritten",
+        "relu",
+        "the backward pass computes in place, into the cotangent",
+        (LAYERS["relu"].forward, _cotangent_in_place),
     ),
 )
 
@@ -532,5 +599,5 @@ MISBEHAVIOUR = {
 """The kind of verdict that each must get -> the fault."""
 
 FAULTS: dict[str, Fault] = {
-    fault.name: fault for fault in (*ROW_FAULTS, *STRUCTURE_FAULTS, *WALK_FAULTS, *MISBEHAVIOUR.values())
+    fault.name: fault for fault in (*ROW_FAULTS, *STRUCTURE_FAULTS, *WALK_FAULTS, *TAPE_FAULTS, *MISBEHAVIOUR.values())
 }

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradproof.check import TOO_LITTLE, Report, Tally
-from gradproof.examination import FAILURES, Examination, Row, rows
+from gradproof.examination import FAILURES, SECOND_PASS, Examination, Row, rows
 
 WIDTH = 120
 """Columns of a diff that goes into a note or a file."""
@@ -76,7 +76,8 @@ def headline(examination: Examination) -> str:
     if first is None:
         return f"{where}: every tensor agrees"
     if first.verdict == "composition":
-        return f"{where}: every layer agrees alone; in the network, {_wrong(first)}{_readers(examination, first)}"
+        right = "the first backward pass agrees" if first.check.second_pass else "every layer agrees alone"
+        return f"{where}: {right}; in the network, {_wrong(first)}{_readers(examination, first)}"
     verdict = "diverges as known" if first.verdict == "known divergence" else "is wrong"
     return f"{where}: {first.layer} (node {first.node}) {verdict}: {_wrong(first)}"
 
@@ -90,12 +91,15 @@ def _wrong(row: Row) -> str:
     at = f" at {list(check.index)}" if check.index else ""
     units = f" ({check.noise_units:.3g} noise units)" if check.index is not None else f" ({check.kind})"
     again = ", and something else when called again" if check.kind == "nondeterministic" else ""
+    again = f" in {SECOND_PASS}" if check.second_pass else again
     return f"{tensor_label(row)}{at}: expected {number(check.expected)}, got {number(check.got)}{again}{units}"
 
 
 def _readers(examination: Examination, row: Row) -> str:
     readers = [node for node, _ in examination.case.network.consumers.get(row.check.tensor, ())]
-    return f"; the gradients that {', '.join(readers)} send to {row.check.tensor} add up wrongly" if readers[1:] else ""
+    if row.check.second_pass or not readers[1:]:
+        return ""
+    return f"; the gradients that {', '.join(readers)} send to {row.check.tensor} add up wrongly"
 
 
 def diff_table(examination: Examination) -> Table:

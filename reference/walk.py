@@ -63,11 +63,11 @@ class NumpyReference:
                     if argument not in local:
                         continue
                     arriving = _cast(local[argument], known[source].dtype)
-                    gradients[source] = self.add_up(gradients.get(source), arriving)
+                    gradients[source] = self.add_up(source, gradients.get(source), arriving)
         return gradients
 
-    def add_up(self, before: np.ndarray | None, arriving: np.ndarray) -> np.ndarray:
-        """What a tensor's gradient becomes when one more reader sends its part."""
+    def add_up(self, name: str, before: np.ndarray | None, arriving: np.ndarray) -> np.ndarray:
+        """What the gradient of the tensor of this name becomes when one more reader sends its part."""
         return arriving if before is None else before + arriving
 
     def row(self, node: Node) -> Row:

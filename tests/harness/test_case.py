@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from gradproof.case import DTYPES, SCHEMA, Case, SpecError, case_from_json, load_case, network_from_json, save_case
+from gradproof.case import SCHEMA, Case, SpecError, case_from_json, load_case, network_from_json, save_case
 from gradproof.drawing import Drawn, drawn_networks
+from gradproof.dtypes import DTYPES
 from gradproof.layer import UNIT, index_domain
 from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS

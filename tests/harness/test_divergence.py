@@ -14,9 +14,10 @@ import pytest
 
 import gradproof.adapters
 from gradproof.adapter import Adapter
-from gradproof.case import DTYPES, Case
+from gradproof.case import Case
 from gradproof.check import Report, check
 from gradproof.divergence import Divergence, DivergenceError, divergences_of, explain, read_divergences
+from gradproof.dtypes import DTYPES
 from gradproof.examination import Examination, Oracles, Subject, examine
 from gradproof.kinks import one_node, stale_divergences
 from gradproof.network import Input, Network, Node
@@ -387,7 +388,7 @@ def test_an_unknown_fault_beside_a_known_divergence_is_not_excused() -> None:
 class Dropping(Diverging):
     """Diverges as known, and drops a path where paths meet."""
 
-    def add_up(self, before: Array | None, arriving: Array) -> Array:
+    def add_up(self, name: str, before: Array | None, arriving: Array) -> Array:
         return arriving
 
 
