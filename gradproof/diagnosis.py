@@ -6,8 +6,9 @@ noise of that very computation, are stated. Where none does, nothing is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, combinations
 from typing import Any
 
@@ -39,22 +40,26 @@ FEW_PATHS = 5
 class Observation:
     """What an adapter gave on a case: the tensors, and the checks of them.
 
-    conventions: those of the reference that it was compared with.
+    conventions: those of the reference that it was compared with. again: the same adapter on another case.
     """
 
     case: Case
     conventions: Conventions
     got: Mapping[str, Any]
     checks: tuple[TensorCheck, ...]
+    again: Callable[[Case], Observation]
 
-    @property
+    @cached_property
     def wrong(self) -> dict[str, TensorCheck]:
         """Key -> check of every tensor whose numbers are wrong."""
         return {
             check.key: check
             for check in self.checks
-            if check.kind in NUMERIC and isinstance(self.got.get(check.key), np.ndarray)
+            if check.kind in NUMERIC and isinstance(self.got.get(check.key), (np.ndarray, np.generic))
         }
+
+    def agrees(self, key: str) -> bool:
+        return any(check.key == key and not check.kind for check in self.checks)
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,44 @@ class Diagnosis:
 
 
 def diagnose(alone: Observation) -> Diagnosis:
-    """The mistakes of the one node of this case."""
+    """The mistakes of the one node of this case.
+
+    Few numbers, or such as lie on kinks, fit many a mistake: one that is stated also gives what the adapter gives for
+    other numbers, be that right or wrong.
+    """
+    keys = list(alone.wrong)
+    explained = _explanations(alone, keys, HYPOTHESES)
+    candidates = list(dict.fromkeys(name for texts in explained.values() for name in texts))
+    if candidates:
+        anew = _explanations(alone.again(redrawn(alone.case)), keys, candidates)
+        explained = {key: {n: text for n, text in texts.items() if n in anew[key]} for key, texts in explained.items()}
+    return Diagnosis(_together(explained) or tuple(_apart(alone, explained)))
+
+
+def redrawn(case: Case) -> Case:
+    """The same network with ordinary numbers; integers, and signs, stay as they are."""
+    generator = np.random.default_rng(0)
+    draw: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
+        "real": generator.standard_normal,
+        "unit": lambda shape: generator.uniform(size=shape),
+        "positive": lambda shape: generator.uniform(0.5, 2.0, shape),
+    }
+    values = {
+        name: draw[kind](value.shape).astype(case.dtype) if (kind := case.network.domain(name).kind) in draw else value
+        for name, value in case.values.items()
+    }
+    return Case(case.network, case.dtype, values, draw["real"](case.cotangent.shape).astype(case.dtype))
+
+
+def _explanations(alone: Observation, keys: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Key of each of the tensors -> name -> text of every hypothesis that gives what the adapter gave for it."""
     suspect = Suspect(alone.case, alone.conventions)
-    explained: dict[str, dict[str, str]] = {key: {} for key in alone.wrong}
+    explained: dict[str, dict[str, str]] = {key: {} for key in keys}
     with np.errstate(all="ignore"):
-        for hypothesis in HYPOTHESES.values():
-            for key, detail in _explained(suspect, alone, hypothesis).items():
+        for hypothesis in (HYPOTHESES[name] for name in names):
+            for key, detail in _explained(suspect, alone, list(explained), hypothesis).items():
                 explained[key][hypothesis.name] = hypothesis.advice.format(detail)
-    return Diagnosis(_together(explained) or tuple(_apart(suspect, explained)))
+    return explained
 
 
 def _together(explained: Mapping[str, Mapping[str, str]]) -> tuple[Finding, ...]:
@@ -112,9 +147,9 @@ def _together(explained: Mapping[str, Mapping[str, str]]) -> tuple[Finding, ...]
     return tuple(Finding(name, first[name]) for name in common if name not in covered)[:MOST_STATED]
 
 
-def _apart(suspect: Suspect, explained: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
+def _apart(alone: Observation, explained: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
     """For each wrong tensor the first hypothesis that explains it; tensors of which the same is said go together."""
-    arguments = {f"gradient:{source}": argument for argument, source in suspect.node.sources}
+    arguments = {f"gradient:{source}": argument for argument, source in alone.case.network.nodes[0].sources}
     found: dict[tuple[str, str], list[str]] = {}
     for key, texts in explained.items():
         for said in list(texts.items())[:1]:
@@ -123,44 +158,49 @@ def _apart(suspect: Suspect, explained: Mapping[str, Mapping[str, str]]) -> Iter
         yield Finding(name, text, tuple(names))
 
 
-def _explained(suspect: Suspect, alone: Observation, hypothesis: Hypothesis) -> dict[str, str]:
-    """Key of every wrong tensor that the hypothesis explains -> the detail of the guess that does."""
+def _explained(suspect: Suspect, alone: Observation, keys: Collection[str], hypothesis: Hypothesis) -> dict[str, str]:
+    """Key of every one of the tensors that the hypothesis explains -> the detail of the guess that does."""
     found: dict[str, str] = {}
     for guess in hypothesis.guesses(suspect):
-        if len(found) == len(alone.wrong):
+        left = [key for key in keys if key not in found]
+        if not left:
             break
-        agrees = _rounded if isinstance(guess, Coarse) else _reproduced
-        for key in agrees(suspect, alone, guess):  # type: ignore[arg-type]
-            found.setdefault(key, guess.detail)
+        explained = _rounded(alone, left, guess) if isinstance(guess, Coarse) else _given(suspect, alone, left, guess)
+        found |= dict.fromkeys(explained, guess.detail)
     return found
 
 
-def _rounded(suspect: Suspect, alone: Observation, guess: Coarse) -> Iterator[str]:
-    """Keys of the tensors whose numbers are all of a lower precision, and off by no more than it explains."""
+def _rounded(alone: Observation, keys: Iterable[str], guess: Coarse) -> list[str]:
+    """The tensors whose numbers are all of a lower precision, and off by no more than it explains."""
     bits = np.finfo(alone.case.dtype).nmant + 1
     allowed = THRESHOLD * 2.0 ** (bits - guess.bits)
-    for key, check in alone.wrong.items():
-        got = alone.got[key]
-        if guess.bits < bits and check.evidence and got.any() and not check.ill_conditioned:
-            if check.noise_units <= allowed and (rounded_to(got, guess.bits) == got).all():
-                yield key
+
+    def rounded(key: str) -> bool:
+        if key not in alone.wrong:
+            return alone.agrees(key)
+        got, check = np.asarray(alone.got[key]), alone.wrong[key]
+        within = check.evidence is not None and not check.ill_conditioned and check.noise_units <= allowed
+        return within and bool(got.any()) and bool((rounded_to(got, guess.bits) == got).all())
+
+    return [key for key in keys if guess.bits < bits and rounded(key)]
 
 
-def _reproduced(suspect: Suspect, alone: Observation, guess: Guess) -> Iterator[str]:
-    """Keys of the tensors that are as the guess would have them, to within the noise of what it computes."""
+def _given(suspect: Suspect, alone: Observation, keys: Iterable[str], guess: Guess) -> list[str]:
+    """The tensors that are as the guess would have them, to within the noise of what it computes."""
     try:
         predicted = suspect.predicted(guess)
-        near = [key for key, check in alone.wrong.items() if key in predicted and _near(predicted[key], check, alone)]
-        if near:
-            samples = _samples(suspect, guess)
-            yield from (key for key in near if _agrees(key, predicted[key], alone, samples))
+        near = [key for key in keys if key in predicted and _near(predicted[key], key, alone)]
+        samples = _samples(suspect, guess)
+        return [key for key in near if _agrees(key, predicted[key], alone, samples)]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return  # a formula that cannot be put to this layer or to these shapes explains nothing
+        return []  # a formula that cannot be put to this layer or to these shapes explains nothing
 
 
-def _near(predicted: np.ndarray, check: TensorCheck, of: Observation) -> bool:
-    """Whether the prediction is far nearer than the truth to what the adapter gave."""
-    got = of.got[check.key]
+def _near(predicted: np.ndarray, key: str, of: Observation) -> bool:
+    """Whether the prediction is far nearer than the truth to what the adapter gave, where that is wrong."""
+    if key not in of.wrong:
+        return of.agrees(key)
+    got, check = np.asarray(of.got[key]), of.wrong[key]
     if predicted.shape != got.shape or not got.size:
         return False
     error = np.abs(got) if check.evidence is None else check.evidence.error
@@ -189,7 +229,10 @@ def _agrees(key: str, predicted: np.ndarray, of: Observation, samples: NoiseSamp
 
 
 class _Weighing(NumpyReference):
-    """The reference, in which what one reader of a tensor sends back counts so many times; (node, argument) -> times."""
+    """The reference, in which what one reader of a tensor sends back counts so many times.
+
+    weights: (node, argument) -> how often.
+    """
 
     def __init__(self, conventions: Conventions, weights: Mapping[tuple[str, str], float]) -> None:
         super().__init__(conventions)
@@ -213,7 +256,7 @@ PATHS = (
 
 
 def diagnose_sum(network: Observation, key: str) -> Diagnosis:
-    """The mistakes in adding up what the readers of this tensor send back, in a network whose layers are right alone."""
+    """The mistakes in adding up what the readers of this tensor send back, where the layers are right alone."""
     readers = network.case.network.consumers.get(key.partition(":")[2], ())
     if key not in network.wrong or len(readers) < 2:
         return Diagnosis()
@@ -243,4 +286,4 @@ def _sum_agrees(reference: NumpyReference, network: Observation, key: str) -> bo
     forward = reference.forward(case.network, case.exact_values, "float64")
     predicted = tensors(forward.outputs, reference.backward(forward, cotangent))[key]
     samples = NoiseSamples(reference, case.network, case.exact_values, cotangent, case.dtype)
-    return _near(predicted, network.wrong[key], network) and _agrees(key, predicted, network, samples)
+    return _near(predicted, key, network) and _agrees(key, predicted, network, samples)

@@ -158,11 +158,11 @@ class Examination:
 
 def examine(subject: Subject, oracles: Oracles) -> Examination:
     """Run the adapter on the case, compare, and where something disagrees find the guilty nodes."""
-    got, checks = _run_and_compare(subject, oracles)
+    observation = observe(subject, oracles)
+    got, checks = observation.got, observation.checks
     found = Examination(oracles.case, subject.adapter.name, checks)
     if found.agrees:
         return found
-    observation = Observation(oracles.case, subject.conventions, got, checks)
     found = replace(found, culprits=tuple(_culprits(subject, oracles)), observation=observation)
     if any(culprit.divergence is None for culprit in found.culprits):
         return found
@@ -170,6 +170,14 @@ def examine(subject: Subject, oracles: Oracles) -> Examination:
     if not found.culprits and not unexplained:
         return replace(found, checks=tuple(_accumulated(check) for check in checks))
     return replace(found, unexplained=unexplained)
+
+
+def observe(subject: Subject, oracles: Oracles) -> Observation:
+    """Run the adapter on the case and compare; the same may be done again on other cases."""
+    got, checks = _run_and_compare(subject, oracles)
+    return Observation(
+        oracles.case, subject.conventions, got, checks, again=lambda case: observe(subject, Oracles(case))
+    )
 
 
 def disagrees(subject: Subject, oracles: Oracles) -> bool:
@@ -297,9 +305,9 @@ def _unexplained(subject: Subject, oracles: Oracles, found: Examination, got: Ma
 def _culprits(subject: Subject, oracles: Oracles) -> Iterator[Culprit]:
     for node in oracles.case.network.nodes:
         alone = one_node_case(oracles, node, subject.conventions)
-        got, checks = _run_and_compare(subject, Oracles(alone))
+        observation = observe(subject, Oracles(alone))
+        checks = observation.checks
         if any(check.kind for check in checks):
-            observation = Observation(alone, subject.conventions, got, checks)
             yield Culprit(node, checks, explain(subject.divergences, alone, checks), observation)
 
 

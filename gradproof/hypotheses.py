@@ -16,7 +16,7 @@ import numpy as np
 
 from gradproof.case import Case, upcast
 from gradproof.reference import LAYERS
-from gradproof.reference.common import logistic, unbroadcast
+from gradproof.reference.common import logistic
 from gradproof.reference.normalization import along_channels
 
 Array = np.ndarray[Any, Any]
@@ -267,8 +267,17 @@ def _laid_out(suspect: Suspect) -> Iterator[Guess]:
     yield suspect.each(lambda g: g.reshape(-1, order="F").reshape(g.shape))
     yield suspect.each(lambda g: g.reshape(-1).reshape(g.shape, order="F"))
     yield suspect.changed(
-        lambda g, dout, cache: {n: dout.reshape(each.shape, order="F") for n, each in g.items() if each.size == dout.size}
+        lambda g, dout, cache: {
+            name: dout.reshape(each.shape, order="F")
+            for name, each in g.items()
+            if each.size == dout.size and each.shape != dout.shape and max(_long_axes(each), _long_axes(dout)) > 1
+        }
     )
+
+
+def _long_axes(array: Array) -> int:
+    """How many axes have more than one element: with one alone, no order of axes matters."""
+    return sum(size > 1 for size in array.shape)
 
 
 def _axes(suspect: Suspect) -> Iterator[tuple[int, int]]:
@@ -617,7 +626,9 @@ def _partly_summed(suspect: Suspect, name: str, axes: tuple[int, ...]) -> Iterat
             kept = f"axes {', '.join(map(str, rest))}" if len(rest) > 1 else f"axis {rest[0]}"
             for taken in (None, 0, -1):
                 yield suspect.changed(
-                    lambda g, dout, cache, s=summed, r=rest, t=taken: {name: _picked(dout.sum(axis=s, keepdims=True), s, r, t)},
+                    lambda g, dout, cache, s=summed, r=rest, t=taken: {
+                        name: _picked(dout.sum(axis=s, keepdims=True), s, r, t)
+                    },
                     kept,
                 )
 
@@ -671,13 +682,12 @@ def _assigned(suspect: Suspect) -> Iterator[Guess]:
     """What is picked twice counts once: the last time, or the first."""
     if suspect.name not in ("embedding", "gather"):
         return
-    indices = suspect.cache[0]
+    indices, backward = suspect.cache[0], suspect.node.layer.backward
     axis = 0 if suspect.name == "embedding" else suspect.cache[2]
     flat = indices.reshape(-1) if suspect.name == "embedding" else indices
     for later in (True, False):
         counts = _only_pick(flat, axis, later)
         counts = counts.reshape(*indices.shape, 1) if suspect.name == "embedding" else counts
-        backward = suspect.node.layer.backward
         yield Guess(lambda dout, cache, c=counts: backward(np.where(c, dout, 0.0), cache))
 
 
@@ -918,13 +928,16 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "approximate gelu", "equals what {} gives: check which form of gelu each of the two passes has", _gelu
         ),
         Hypothesis(
-            "another option", "equals what {} gives: check that the option reaches both passes", _other_option,
+            "another option",
+            "equals what {} gives: check that the option reaches both passes",
+            _other_option,
             covers=("another activation", "normalisation term missing"),
         ),
         Hypothesis(
             "derivative missing",
             "equals the cotangent as it came: check that the layer's derivative is multiplied in",
             _derivative_missing,
+            covers=("another activation", "derivative at the output"),
         ),
         Hypothesis(
             "derivative at the output",
@@ -937,19 +950,25 @@ HYPOTHESES: dict[str, Hypothesis] = {
             _at_input,
         ),
         Hypothesis(
-            "derivative twice", "equals the gradient times the derivative once more: check that it is applied once", _twice
+            "derivative twice",
+            "equals the gradient times the derivative once more: check that it is applied once",
+            _twice,
         ),
         Hypothesis(
             "product term missing",
             "equals one of the two terms of the product rule: check that the other one is added",
             _one_term,
+            covers=("another activation",),
         ),
         Hypothesis(
-            "another activation", "equals the derivative of {}: check which activation the backward pass has",
+            "another activation",
+            "equals the derivative of {}: check which activation the backward pass has",
             _other_activation,
         ),
         Hypothesis(
-            "ties", "equals what another treatment of ties gives ({}): check which of equal elements get the gradient", _ties
+            "ties",
+            "equals what another treatment of ties gives ({}): check which of equal elements get the gradient",
+            _ties,
         ),
         Hypothesis(
             "another subgradient",
@@ -957,24 +976,42 @@ HYPOTHESES: dict[str, Hypothesis] = {
             _subgradient,
         ),
         Hypothesis("zero", "is zero: check that the gradient reaches this argument", _zero),
-        Hypothesis("sign", "equals the gradient with the opposite sign: check the sign of the derivative", _opposite),
+        Hypothesis(
+            "sign",
+            "equals the gradient with the opposite sign: check the sign of the derivative",
+            _opposite,
+            covers=("derivative missing", "arguments exchanged"),
+        ),
         Hypothesis("sign lost", "equals the gradient's magnitude: check that its sign is kept", _magnitude),
-        Hypothesis("factor 2", "equals {} the gradient: check the factor 2, as the derivative of a square has it", _two),
+        Hypothesis(
+            "factor 2", "equals {} the gradient: check the factor 2, as the derivative of a square has it", _two
+        ),
         Hypothesis(
             "factor 1/N missing", "equals the gradient without the factor 1/N ({}): check the reduction", _times_n
         ),
         Hypothesis(
             "factor 1/N too many", "equals the gradient times 1/N ({}): check whether to sum or to average", _over_n
         ),
-        Hypothesis("arguments exchanged", "equals the gradients of {}, exchanged: check which is handed to which", _exchanged),
-        Hypothesis("transposed", "equals the gradient transposed: check the order of its axes", _transposed),
+        Hypothesis(
+            "arguments exchanged", "equals the gradients of {}, exchanged: check which is handed to which", _exchanged
+        ),
+        Hypothesis(
+            "transposed",
+            "equals the gradient transposed: check the order of its axes",
+            _transposed,
+            covers=("another layout",),
+        ),
+        Hypothesis(
+            "halves exchanged", "equals the gradient with its halves exchanged along {}: check their order", _halves
+        ),
         Hypothesis(
             "flipped", "equals the gradient flipped along {}: check convolution against cross-correlation", _flipped
         ),
         Hypothesis("shifted", "equals the gradient one element off along {}: check the padding", _shifted),
-        Hypothesis("halves exchanged", "equals the gradient with its halves exchanged along {}: check their order", _halves),
         Hypothesis(
-            "another layout", "equals the gradient in another layout: check the order of its axes and elements", _laid_out
+            "another layout",
+            "equals the gradient in another layout: check the order of its axes and elements",
+            _laid_out,
         ),
         Hypothesis(
             "operands rounded",
@@ -985,6 +1022,7 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "lower precision",
             "agrees within the rounding of {}, in whose numbers it is: check the dtype of the computation",
             _lower_precision,
+            covers=("operands rounded",),
         ),
     )
 }
