@@ -180,7 +180,7 @@ def _rounded(alone: Observation, keys: Iterable[str], guess: Coarse) -> list[str
             return alone.agrees(key)
         got, check = np.asarray(alone.got[key]), alone.wrong[key]
         within = check.evidence is not None and not check.ill_conditioned and check.noise_units <= allowed
-        return within and bool(got.any()) and bool((rounded_to(got, guess.bits) == got).all())
+        return within and bool(got.any()) and np.array_equal(rounded_to(got, guess.bits), got)
 
     return [key for key in keys if guess.bits < bits and rounded(key)]
 
@@ -200,15 +200,16 @@ def _near(predicted: np.ndarray, key: str, of: Observation) -> bool:
     """Whether the prediction is far nearer than the truth to what the adapter gave, where that is wrong."""
     if key not in of.wrong:
         return of.agrees(key)
-    got, check = np.asarray(of.got[key]), of.wrong[key]
+    got, evidence = np.asarray(of.got[key]), of.wrong[key].evidence
     if predicted.shape != got.shape or not got.size:
         return False
-    error = np.abs(got) if check.evidence is None else check.evidence.error
-    verified = np.isfinite(error)
+    if evidence is None:  # another shape than that of the truth, to which nothing of this shape is near
+        return True
+    verified = np.isfinite(evidence.error)
     if not verified.any():
         return False
     left = np.abs(got - predicted)[verified].max()
-    return bool(left <= EXPLAINED * error[verified].max() > 0.0)
+    return bool(left <= EXPLAINED * evidence.error[verified].max() > 0.0)
 
 
 def _samples(suspect: Suspect, guess: Guess) -> NoiseSamples:

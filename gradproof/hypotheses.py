@@ -211,7 +211,7 @@ def sizes(suspect: Suspect) -> dict[int, list[str]]:
         "the output's features": dout.shape[-1] if dout.ndim else 1,
         "the spatial size": math.prod(x.shape[2:]),
         "the output's spatial size": math.prod(dout.shape[2:]),
-        "the batch times the output's spatial size": math.prod((*dout.shape[:1], *dout.shape[2:])),
+        "the batch times the output's spatial size": dout.size // max(dout.shape[1], 1) if dout.ndim > 2 else 1,
         "the kernel's size": 1 if kernel is None else math.prod(np.atleast_1d(kernel).tolist()),
         "the elements that become one": x.size // max(dout.size, 1),
     }
@@ -225,7 +225,7 @@ def sizes(suspect: Suspect) -> dict[int, list[str]]:
 
 
 def _counted(what: list[str]) -> str:
-    return " or ".join(what[:3])
+    return " or ".join(what[:2])
 
 
 def _times_n(suspect: Suspect) -> Iterator[Guess]:
