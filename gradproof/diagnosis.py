@@ -179,7 +179,7 @@ def _rounded(alone: Observation, keys: Iterable[str], guess: Coarse) -> list[str
         if key not in alone.wrong:
             return alone.agrees(key)
         got, check = np.asarray(alone.got[key]), alone.wrong[key]
-        within = check.evidence is not None and not check.ill_conditioned and check.noise_units <= allowed
+        within = check.evidence is not None and not check.ill_conditioned and THRESHOLD < check.noise_units <= allowed
         return within and bool(got.any()) and np.array_equal(rounded_to(got, guess.bits), got)
 
     return [key for key in keys if guess.bits < bits and rounded(key)]

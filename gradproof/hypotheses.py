@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, combinations, permutations, product
 from typing import Any, NamedTuple
 
@@ -230,12 +230,12 @@ def _counted(what: list[str]) -> str:
 
 def _times_n(suspect: Suspect) -> Iterator[Guess]:
     for count, what in sizes(suspect).items():
-        yield suspect.each(lambda g, n=float(count): g * n, f"N = {count}, {_counted(what)}")
+        yield suspect.each(partial(np.multiply, float(count)), f"N = {count}, {_counted(what)}")
 
 
 def _over_n(suspect: Suspect) -> Iterator[Guess]:
     for count, what in sizes(suspect).items():
-        yield suspect.each(lambda g, n=float(count): g / n, f"N = {count}, {_counted(what)}")
+        yield suspect.each(partial(np.multiply, 1.0 / count), f"N = {count}, {_counted(what)}")
 
 
 def _ranks(suspect: Suspect) -> range:
@@ -254,8 +254,12 @@ def _permuted(suspect: Suspect, swaps: bool) -> Iterator[Guess]:
             moved = [axis for i, axis in enumerate(axes) if i != axis]
             if moved and (len(moved) == 2) == swaps:
                 detail = f"axes {', '.join(map(str, moved))}" if rank > 2 else ""
-                yield suspect.changed(_of_rank(rank, lambda g, a=axes: g.transpose(a)), detail)
-                yield suspect.changed(_of_rank(rank, lambda g, a=axes: g.transpose(a).reshape(g.shape)), detail)
+                yield suspect.changed(_of_rank(rank, partial(np.transpose, axes=axes)), detail)
+                yield suspect.changed(_of_rank(rank, partial(_transposed_in_shape, axes=axes)), detail)
+
+
+def _transposed_in_shape(gradient: Array, axes: tuple[int, ...]) -> Array:
+    return gradient.transpose(axes).reshape(gradient.shape)
 
 
 def _transposed(suspect: Suspect) -> Iterator[Guess]:
@@ -289,13 +293,13 @@ def _flipped(suspect: Suspect) -> Iterator[Guess]:
     for rank in (1, *_ranks(suspect)):
         for axes in _subsets(range(rank)):
             detail = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
-            yield suspect.changed(_of_rank(rank, lambda g, a=axes: np.flip(g, a)), detail)
+            yield suspect.changed(_of_rank(rank, partial(np.flip, axis=axes)), detail)
 
 
 def _shifted(suspect: Suspect) -> Iterator[Guess]:
     for (rank, axis), step in product(_axes(suspect), (1, -1)):
-        yield suspect.changed(_of_rank(rank, lambda g, a=axis, s=step: np.roll(g, s, a)), f"axis {axis}")
-        yield suspect.changed(_of_rank(rank, lambda g, a=axis, s=step: _moved(g, s, a)), f"axis {axis}")
+        yield suspect.changed(_of_rank(rank, partial(np.roll, shift=step, axis=axis)), f"axis {axis}")
+        yield suspect.changed(_of_rank(rank, partial(_moved, step=step, axis=axis)), f"axis {axis}")
 
 
 def _moved(gradient: Array, step: int, axis: int) -> Array:
@@ -307,18 +311,23 @@ def _moved(gradient: Array, step: int, axis: int) -> Array:
 
 def _halves(suspect: Suspect) -> Iterator[Guess]:
     for rank, axis in _axes(suspect):
-        yield suspect.changed(_of_rank(rank, lambda g, a=axis: np.roll(g, _half(g.shape[a]), a)), f"axis {axis}")
+        yield suspect.changed(_of_rank(rank, partial(_halves_exchanged, axis=axis)), f"axis {axis}")
 
 
-def _half(length: int) -> int:
-    return length // 2 if length % 2 == 0 else 0
+def _halves_exchanged(gradient: Array, axis: int) -> Array:
+    length = gradient.shape[axis]
+    return gradient if length % 2 else np.roll(gradient, length // 2, axis)
 
 
 def _exchanged(suspect: Suspect) -> Iterator[Guess]:
     shapes = {name: g.shape for name, g in suspect.gradients.items()}
     for a, b in combinations(shapes, 2):
         if shapes[a] == shapes[b]:
-            yield suspect.changed(lambda g, dout, cache, a=a, b=b: {a: g[b], b: g[a]}, f"{a} and {b}")
+            yield suspect.changed(_exchange(a, b), f"{a} and {b}")
+
+
+def _exchange(first: str, second: str) -> Change:
+    return lambda g, dout, cache: {first: g[second], second: g[first]}
 
 
 # The cotangent.
@@ -370,20 +379,14 @@ def _substituted(cache: Any, others: Mapping[int, Array]) -> Any:
     return others.get(id(cache), cache)
 
 
-SOFTMAX_OF = {"cross_entropy": lambda cache: np.exp(cache[0])}
-SIGMOID_OF = {"bce_with_logits": lambda cache: logistic(cache[0])}
-
-
 def _twice(suspect: Suspect) -> Iterator[Guess]:
     backward = suspect.node.layer.backward
     if suspect.elementwise:
         yield suspect.changed(lambda g, dout, cache: backward(g["x"], cache))
-    if suspect.name in SOFTMAX_OF:
-        of = SOFTMAX_OF[suspect.name]
-        yield suspect.changed(lambda g, dout, cache: {"x": _softmax_derivative(g["x"], of(cache))})
-    if suspect.name in SIGMOID_OF:
-        of = SIGMOID_OF[suspect.name]
-        yield suspect.changed(lambda g, dout, cache: {"x": g["x"] * of(cache) * (1.0 - of(cache))})
+    if suspect.name == "cross_entropy":
+        yield suspect.changed(lambda g, dout, cache: {"x": _softmax_derivative(g["x"], np.exp(cache[0]))})
+    if suspect.name == "bce_with_logits":
+        yield suspect.changed(lambda g, dout, cache: {"x": g["x"] * logistic(cache[0]) * logistic(-cache[0])})
 
 
 def _softmax_derivative(dout: Array, out: Array) -> Array:
@@ -491,9 +494,11 @@ def _terms_missing(suspect: Suspect) -> Iterator[Guess]:
     name = suspect.name
     formulas = TERMS if name in NORMS and suspect.cache[3:] != ((),) else {}
     for detail, formula in formulas.items():
-        yield suspect.changed(
-            lambda g, dout, cache, f=formula: {"x": f(_standard(name, dout, cache)).reshape(dout.shape)}, detail
-        )
+        yield suspect.changed(_by_formula(name, formula), detail)
+
+
+def _by_formula(name: str, formula: Callable[[Standard], Array]) -> Change:
+    return lambda g, dout, cache: {"x": formula(_standard(name, dout, cache)).reshape(dout.shape)}
 
 
 def _training_formula(suspect: Suspect) -> Iterator[Guess]:
@@ -625,15 +630,14 @@ def _partly_summed(suspect: Suspect, name: str, axes: tuple[int, ...]) -> Iterat
         if rest:
             kept = f"axes {', '.join(map(str, rest))}" if len(rest) > 1 else f"axis {rest[0]}"
             for taken in (None, 0, -1):
-                yield suspect.changed(
-                    lambda g, dout, cache, s=summed, r=rest, t=taken: {
-                        name: _picked(dout.sum(axis=s, keepdims=True), s, r, t)
-                    },
-                    kept,
-                )
+                yield suspect.changed(_picked(name, summed, rest, taken), kept)
 
 
-def _picked(partly: Array, summed: tuple[int, ...], rest: tuple[int, ...], taken: int | None) -> Array:
+def _picked(name: str, summed: tuple[int, ...], rest: tuple[int, ...], taken: int | None) -> Change:
+    return lambda g, dout, cache: {name: _part(dout.sum(axis=summed, keepdims=True), summed, rest, taken)}
+
+
+def _part(partly: Array, summed: tuple[int, ...], rest: tuple[int, ...], taken: int | None) -> Array:
     """The sum without the axes summed over, and of the rest all elements (taken None), the first or the last."""
     index = tuple(
         0 if axis in summed else taken if axis in rest and taken is not None else slice(None)
@@ -688,7 +692,11 @@ def _assigned(suspect: Suspect) -> Iterator[Guess]:
     for later in (True, False):
         counts = _only_pick(flat, axis, later)
         counts = counts.reshape(*indices.shape, 1) if suspect.name == "embedding" else counts
-        yield Guess(lambda dout, cache, c=counts: backward(np.where(c, dout, 0.0), cache))
+        yield Guess(partial(_counting, backward, counts))
+
+
+def _counting(backward: Backward, counts: Array, dout: Array, cache: Any) -> Gradients:
+    return backward(np.where(counts, dout, 0.0), cache)
 
 
 def _only_pick(indices: Array, axis: int, last: bool) -> Array:
