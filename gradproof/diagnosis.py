@@ -250,8 +250,8 @@ class _Weighing(NumpyReference):
 
 
 PATHS = (
-    ("path missing", 0.0, "equals the sum without what {} sends: check that gradients are added up, not assigned"),
-    ("path doubled", 2.0, "equals the sum with what {} sends counted twice: check that each path is added once"),
+    ("path missing", 0.0, "equals the sum without the part from {}: check that gradients are added up, not assigned"),
+    ("path doubled", 2.0, "equals the sum with the part from {} counted twice: check that each path is added once"),
 )
 """Name, how often a path counts, and the advice."""
 

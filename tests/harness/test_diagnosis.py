@@ -336,11 +336,19 @@ class Walk(NumpyReference):
 @pytest.mark.parametrize(
     ("of", "add", "text"),
     [
-        (DIAMOND, lambda before, arriving: before, "equals the sum without what b (x) and c (x) sends"),
-        (DIAMOND, lambda before, arriving: arriving, "equals the sum without what c (x) and d (x) sends"),
-        (DIAMOND, lambda before, arriving: before + 2.0 * arriving, "equals the sum with what b (x) and c (x) sends"),
-        (SHARED, lambda before, arriving: arriving, "equals the sum without what second (weight) sends"),
-        (TWICE, lambda before, arriving: before + 2.0 * arriving, "equals the sum with what square (a) sends"),
+        (DIAMOND, lambda before, arriving: before, "equals the sum without the part from b (x) and c (x): check"),
+        (DIAMOND, lambda before, arriving: arriving, "equals the sum without the part from c (x) and d (x): check"),
+        (
+            DIAMOND,
+            lambda before, arriving: before + 2.0 * arriving,
+            "equals the sum with the part from b (x) and c (x) counted",
+        ),
+        (SHARED, lambda before, arriving: arriving, "equals the sum without the part from second (weight): check"),
+        (
+            TWICE,
+            lambda before, arriving: before + 2.0 * arriving,
+            "equals the sum with the part from square (a) counted",
+        ),
     ],
     ids=["first kept", "last kept", "doubled", "shared", "twice"],
 )
