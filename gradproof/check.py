@@ -331,9 +331,9 @@ class Run:
             self.report.known += disagreements(examination, None)
             return
         spec = self._save(examination)
-        found = disagreements(examination, spec)
-        self.report.known += [each for each in found if each.cause]
-        self.report.disagreements += [each for each in found if not each.cause]
+        found = list(zip(wrong_rows(examination), disagreements(examination, spec), strict=True))
+        self.report.known += [each for row, each in found if row.divergence]
+        self.report.disagreements += [each for row, each in found if not row.divergence]
         self.report.examinations.append((examination, spec))
 
     def _save(self, examination: Examination) -> str | None:
@@ -348,9 +348,13 @@ class Run:
             return None
 
 
+def wrong_rows(examination: Examination) -> list[Row]:
+    return [row for row in rows(examination) if row.check.kind]
+
+
 def disagreements(examination: Examination, spec: str | None) -> list[Disagreement]:
-    """The wrong tensors from the loss back, with the `cause` where a known divergence explains one."""
-    return [_disagreement(examination, row, spec) for row in rows(examination) if row.check.kind]
+    """The wrong tensors from the loss back, with the `cause` where a known divergence or mistake explains one."""
+    return [_disagreement(examination, row, spec) for row in wrong_rows(examination)]
 
 
 def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disagreement:
@@ -369,7 +373,7 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
         expected=check.expected,
         got=check.got,
         culprit=row.culprit,
-        cause=row.divergence.reason if row.divergence else None,
+        cause=row.cause,
         spec=spec,
     )
 

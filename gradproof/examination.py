@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from gradproof.adapter import Adapter, Forward, supported, told
 from gradproof.agreement import Evidence, TensorCheck, compare
 from gradproof.case import Case
+from gradproof.diagnosis import Diagnosis, Observation, diagnose, diagnose_sum
 from gradproof.divergence import Divergence, explain
 from gradproof.dtypes import is_floating
 from gradproof.network import Input, Network, Node
@@ -98,11 +99,20 @@ class Subject:
 
 @dataclass(frozen=True)
 class Culprit:
-    """A node that disagrees even when it alone is run on the reference's inputs and cotangent."""
+    """A node that disagrees even when it alone is run on the reference's inputs and cotangent.
+
+    alone: what the adapter gave for it, None where that is not known.
+    """
 
     node: Node
     checks: tuple[TensorCheck, ...]
     divergence: Divergence | None
+    alone: Observation | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """Which known mistakes reproduce its numbers; found when it is asked for."""
+        return diagnose(self.alone) if self.alone and not self.divergence else Diagnosis()
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,7 @@ class Examination:
     checks: one per expected tensor, values in forward order, then gradients in backward order.
     culprits: the nodes that are wrong alone; empty, where something disagrees, for a composition fault.
     unexplained: keys of tensors that disagree even with what the adapter's layers, run one by one, give together.
+    observation: what the adapter gave, where something disagrees.
     """
 
     case: Case
@@ -119,6 +130,7 @@ class Examination:
     checks: tuple[TensorCheck, ...]
     culprits: tuple[Culprit, ...] = ()
     unexplained: frozenset[str] = frozenset()
+    observation: Observation | None = field(default=None, repr=False, compare=False)
 
     @property
     def wrong(self) -> tuple[TensorCheck, ...]:
@@ -133,20 +145,42 @@ class Examination:
         """Whether known divergences explain everything that disagrees."""
         return bool(self.culprits) and all(c.divergence for c in self.culprits) and not self.unexplained
 
+    @cached_property
+    def composition(self) -> TensorCheck | None:
+        """The first wrong tensor on the way back that no culprit explains."""
+        unblamed = (c for c in _backward_order(self.checks, self.case.network) if c.kind)
+        return next((c for c in unblamed if not self.culprits or c.key in self.unexplained), None)
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """Which known mistakes in adding up reproduce the first tensor that no culprit explains."""
+        if self.composition is None or self.observation is None:
+            return Diagnosis()
+        return diagnose_sum(self.observation, self.composition.key)
+
 
 def examine(subject: Subject, oracles: Oracles) -> Examination:
     """Run the adapter on the case, compare, and where something disagrees find the guilty nodes."""
-    got, checks = _run_and_compare(subject, oracles)
+    observation = observe(subject, oracles)
+    got, checks = observation.got, observation.checks
     found = Examination(oracles.case, subject.adapter.name, checks)
     if found.agrees:
         return found
-    found = replace(found, culprits=tuple(_culprits(subject, oracles)))
+    found = replace(found, culprits=tuple(_culprits(subject, oracles)), observation=observation)
     if any(culprit.divergence is None for culprit in found.culprits):
         return found
     unexplained = _unexplained(subject, oracles, found, got)
     if not found.culprits and not unexplained:
         return replace(found, checks=tuple(_accumulated(check) for check in checks))
     return replace(found, unexplained=unexplained)
+
+
+def observe(subject: Subject, oracles: Oracles) -> Observation:
+    """Run the adapter on the case and compare; the same may be done again on other cases."""
+    got, checks = _run_and_compare(subject, oracles)
+    return Observation(
+        oracles.case, subject.conventions, got, checks, again=lambda case: observe(subject, Oracles(case))
+    )
 
 
 def disagrees(subject: Subject, oracles: Oracles) -> bool:
@@ -311,9 +345,10 @@ def _unexplained(subject: Subject, oracles: Oracles, found: Examination, got: Ma
 def _culprits(subject: Subject, oracles: Oracles) -> Iterator[Culprit]:
     for node in oracles.case.network.nodes:
         alone = one_node_case(oracles, node, subject.conventions)
-        _, checks = _run_and_compare(subject, Oracles(alone))
+        observation = observe(subject, Oracles(alone))
+        checks = observation.checks
         if any(check.kind for check in checks) and not _spoils_every_tape(subject, checks, alone.dtype):
-            yield Culprit(node, checks, explain(subject.divergences, alone, checks))
+            yield Culprit(node, checks, explain(subject.divergences, alone, checks), observation)
 
 
 def _spoils_every_tape(subject: Subject, checks: Sequence[TensorCheck], dtype: str) -> bool:
@@ -379,6 +414,7 @@ class Row:
     """One line of the per-layer diff: a tensor, the node it belongs to, and the verdict on it.
 
     verdict: "agrees", "WRONG HERE", "inherited", "known divergence", or "composition".
+    diagnosis: of what is to blame, where a known mistake gives the same numbers.
     """
 
     node: str
@@ -386,10 +422,16 @@ class Row:
     check: TensorCheck
     verdict: str
     divergence: Divergence | None = None
+    diagnosis: Diagnosis | None = None
 
     @property
     def culprit(self) -> bool:
         return self.verdict in ("WRONG HERE", "composition", "known divergence")
+
+    @property
+    def cause(self) -> str | None:
+        """What is known of the cause: the reason of a known divergence, or the likely mistakes."""
+        return self.divergence.reason if self.divergence else str(self.diagnosis or "") or None
 
 
 def rows(examination: Examination) -> tuple[Row, ...]:
@@ -404,24 +446,20 @@ def rows(examination: Examination) -> tuple[Row, ...]:
     hidden = [
         (c.node.name, check) for c in guilty.values() if c.node.name not in shown for check in c.checks if check.kind
     ]
-    wrong = [check for _, check in owned if check.kind and (not guilty or check.key in examination.unexplained)]
-    composition = wrong[0] if wrong else None
-    return tuple(_row(network, name, check, guilty, composition) for name, check in hidden + owned)
+    return tuple(_row(examination, name, check, guilty.get(name)) for name, check in hidden + owned)
 
 
-def _row(
-    network: Network, name: str, check: TensorCheck, guilty: Mapping[str, Culprit], composition: TensorCheck | None
-) -> Row:
-    divergence = guilty[name].divergence if name in guilty and check.kind else None
+def _row(examination: Examination, name: str, check: TensorCheck, culprit: Culprit | None) -> Row:
+    layer = examination.case.network.node(name).layer.name
     if not check.kind:
-        verdict = "agrees"
-    elif check is composition:
-        verdict, divergence = "composition", None
-    elif divergence:
-        verdict = "known divergence"
-    else:
-        verdict = "WRONG HERE" if name in guilty else "inherited"
-    return Row(name, network.node(name).layer.name, check, verdict, divergence)
+        return Row(name, layer, check, "agrees")
+    if check is examination.composition:
+        return Row(name, layer, check, "composition", diagnosis=examination.diagnosis)
+    if culprit is None:
+        return Row(name, layer, check, "inherited")
+    if culprit.divergence:
+        return Row(name, layer, check, "known divergence", culprit.divergence)
+    return Row(name, layer, check, "WRONG HERE", diagnosis=culprit.diagnosis)
 
 
 def _owner(check: TensorCheck, network: Network, guilty: Mapping[str, Culprit]) -> str:

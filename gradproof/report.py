@@ -95,6 +95,15 @@ def _wrong(row: Row) -> str:
     return f"{tensor_label(row)}{at}: expected {number(check.expected)}, got {number(check.got)}{again}{units}"
 
 
+def likely(examination: Examination) -> list[str]:
+    """A line for every layer, or sum of gradients, whose wrong numbers a known mistake gives."""
+    found = [(culprit.node, culprit.diagnosis) for culprit in examination.culprits if culprit.diagnosis]
+    lines = [f"likely mistake in {node.layer.name} (node {node.name}): {diagnosis}" for node, diagnosis in found]
+    if examination.diagnosis and examination.composition:
+        lines.append(f"likely mistake: d {examination.composition.tensor} {examination.diagnosis}")
+    return lines
+
+
 def _readers(examination: Examination, row: Row) -> str:
     readers = [node for node, _ in examination.case.network.consumers.get(row.check.tensor, ())]
     if row.check.second_pass or not readers[1:]:
@@ -133,6 +142,7 @@ def diff(examination: Examination, report: Report, spec: str | None) -> Group:
     seed = "numbers given" if case.seed is None else f"numbers drawn from seed {case.seed}"
     return Group(
         Text(headline(examination), "bold"),
+        *(Text(line, "bold") for line in likely(examination)),
         Text(f"network: {case.network}"),
         Text(_forward_line(examination)),
         diff_table(examination),

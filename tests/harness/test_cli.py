@@ -418,7 +418,7 @@ DISAGREEMENT_FIELDS: dict[str, Any] = {
     "expected": NUMBER,
     "got": NUMBER,
     "culprit": bool,
-    "cause": type(None),
+    "cause": (str, type(None)),
     "spec": str,
 }
 
@@ -449,6 +449,7 @@ def test_the_json_of_a_disagreement(gradproof: Command) -> None:
         assert math.isclose(each["max_error"], abs(each["expected"] - each["got"]))
         assert each["noise_units"] > 16
         assert not each["culprit"] or each["layer"] == "tanh"
+        assert (each["cause"] is not None) == each["culprit"]
         assert Path(each["spec"]).is_file()
     assert any(each["culprit"] for each in disagreements)
 

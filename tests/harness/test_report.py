@@ -230,6 +230,8 @@ def test_headline_of_a_gradient_that_nobody_asked_for() -> None:
 def test_diff_of_a_wrong_gradient() -> None:
     assert settled(diff_of(fault("relu_derivative_left_out"), gated(), "some/spec.json")) == [
         "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (N noise units)",
+        "likely mistake in relu (node h): equals the cotangent as it came: check that the layer's derivative is "
+        "multiplied in",
         "network: x[2,2] -> relu -> multiply(y[2,2])",
         "forward: every value agrees",
         "node layer tensor shape worst error at expected got noise units verdict",
@@ -244,6 +246,11 @@ def test_diff_of_a_wrong_gradient() -> None:
 
 def test_diff_of_a_composition_fault() -> None:
     lines = settled(diff_of(fault("fan_out_path_dropped"), fork()))
+    assert lines[2:4] == [
+        "likely mistake: d h equals the sum without the part from b (x): check that gradients are added "
+        "up, not assigned",
+        "network: x[3] -> identity as h; h -> relu as a; h -> leaky_relu as b; a -> add(b)",
+    ]
     assert lines[lines.index("forward: every value agrees") - 1 :] == [
         "network: x[3] -> identity as h; h -> relu as a; h -> leaky_relu as b; a -> add(b)",
         "forward: every value agrees",
@@ -260,7 +267,8 @@ def test_diff_of_a_composition_fault() -> None:
 
 def test_columns_stand_below_their_headings() -> None:
     lines = diff_of(fault("relu_derivative_left_out"), gated()).splitlines()
-    heading, *rows = lines[3:8]
+    start = lines.index("forward: every value agrees") + 1
+    heading, *rows = lines[start : start + 5]
     for row in rows:
         assert row.index(" d ") + 1 == heading.index("tensor")
         assert row.index("]") + 1 <= heading.index("worst error")
@@ -408,6 +416,7 @@ def test_an_unknown_fault_beside_a_known_one_is_the_headline(tmp_path: Path) -> 
     assert headline(examination).startswith("mine float64: silu (node o) is wrong: d t at ")
     assert [each.cause for each in report.known] == ["tanh is taken from a table"]
     assert [each.layer for each in report.disagreements] == ["silu"]
+    assert str(report.disagreements[0].cause).startswith("equals the cotangent as it came")
     assert not report.agrees
 
 
