@@ -878,7 +878,7 @@ class JaxAdapter(FunctionalAdapter):
 
     def pull_back(self, pullback: Any, cotangent: np.ndarray) -> tuple[Arrays, Arrays]:
         pull, dtype = pullback
-        gradients: tuple[Arrays, Arrays] = jax.device_get(pull(jnp.asarray(cotangent, dtype)))
+        gradients: tuple[Arrays, Arrays] = jax.device_get(pull(jnp.array(cotangent, dtype)))
         return gradients
 
 
