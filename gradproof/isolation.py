@@ -143,7 +143,11 @@ class Isolated(Remarking):
 
     def _start(self) -> _Loaded:
         child = _Child(self._directory, self._memory)
-        loaded: _Loaded = _answer(child.ask(((), "load", (self._request,)), SECONDS_TO_LOAD))
+        try:
+            loaded: _Loaded = _answer(child.ask(((), "load", (self._request,)), SECONDS_TO_LOAD))
+        except AdapterError:
+            child.kill()
+            raise
         self._child = child
         return loaded
 
