@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.random.mtrand import get_bit_generator
 
 from gradproof.adapter import Adapter, Forward
 from gradproof.network import Network
@@ -155,13 +156,13 @@ MT19937_BYTES = 2500
 
 def _numpy_generator() -> bytes:
     """The state of the generator behind np.random's functions; get_state() takes a hundred times as long."""
-    generator = np.random.get_bit_generator()
+    generator = get_bit_generator()
     held = isinstance(generator, np.random.MT19937)
     return ctypes.string_at(generator.ctypes.state_address, MT19937_BYTES) if held else b""
 
 
 def _put_numpy_generator(state: bytes) -> None:
-    ctypes.memmove(np.random.get_bit_generator().ctypes.state_address, state, len(state))
+    ctypes.memmove(get_bit_generator().ctypes.state_address, state, len(state))
 
 
 def _environment() -> dict[Any, Any]:

@@ -555,7 +555,7 @@ def test_an_interrupt_before_anything_was_examined(gradproof: Command, monkeypat
     def interrupt(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradproof.registry.load_adapter", interrupt)
+    monkeypatch.setattr("gradproof.isolation.load_adapter", interrupt)
     result = gradproof("check", "--adapter", "reference")
     assert (result.code, result.out, result.err) == (INTERRUPTED, "", "gradproof: interrupted\n")
 
