@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 from numpy.random.mtrand import get_bit_generator
 
 from gradproof.adapter import Adapter, Forward
@@ -113,17 +114,25 @@ def _views(
     cotangent: np.ndarray | None = None,
 ) -> Iterator[Remark]:
     """A remark for every result that shares memory with an array that was given."""
-    given = [(repr(name), value) for name, value in values.items()]
-    given += [] if cotangent is None else [("the cotangent", cotangent)]
+    given = [(repr(name), value, *_bounds(value)) for name, value in values.items()]
+    given += [] if cotangent is None else [("the cotangent", cotangent, *_bounds(cotangent))]
     for name, array in found.items():
         if not isinstance(array, np.ndarray):
             continue
-        for source, value in given:
-            # All of a given array is of one piece, so that what overlaps its bounds nearly always shares its memory.
-            if np.may_share_memory(array, value) and np.shares_memory(array, value):
+        low, high = _bounds(array)
+        for source, value, start, stop in given:
+            if low < stop and start < high and np.shares_memory(array, value):
                 message = f"shares memory with {source}, which it was given; return a copy"
                 yield Remark("view", f"{role}:{name}", message)
                 break
+
+
+def _bounds(array: np.ndarray) -> tuple[int, int]:
+    """The addresses between which the array lies; fast where it is of one piece."""
+    if not array.flags.c_contiguous:
+        return byte_bounds(array)
+    start = array.__array_interface__["data"][0]
+    return start, start + array.nbytes
 
 
 @dataclass(frozen=True)
@@ -190,13 +199,13 @@ def _put_filters(filters: Iterable[Any]) -> None:
     warnings.filters[:] = filters  # type: ignore[index]
 
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
+SIGNALS = {name: getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)}
 
 
 def _put_handlers(handlers: Mapping[str, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            signal.signal(number, handlers[number.name])
+        for name, number in SIGNALS.items():
+            signal.signal(number, handlers[name])
 
 
 def _put_flushing(kept: bool) -> None:
@@ -219,7 +228,7 @@ PROBES: dict[str, Probe] = {
         lambda: locale.setlocale(locale.LC_ALL), lambda before: locale.setlocale(locale.LC_ALL, before)
     ),
     "the recursion limit": Probe(sys.getrecursionlimit, sys.setrecursionlimit),
-    "signal handlers": Probe(lambda: {each.name: signal.getsignal(each) for each in SIGNALS}, _put_handlers),
+    "signal handlers": Probe(lambda: {name: signal.getsignal(each) for name, each in SIGNALS.items()}, _put_handlers),
     "subnormal numbers": Probe(lambda: TINY * np.float64(1.0) > 0.0, _put_flushing),
     "torch.get_default_dtype()": Probe(
         lambda: _torch().get_default_dtype(), lambda before: _torch().set_default_dtype(before), "torch"
