@@ -885,7 +885,7 @@ class JaxAdapter(FunctionalAdapter):
             return jax.device_get(outputs), lambda cotangent: run(cotangent)[1]
         function = partial(self.walk, network, constant=constant)
         output, pullback, outputs = jax.vjp(function, floating, taps, has_aux=True)
-        return jax.device_get(outputs), lambda cotangent: pullback(jnp.asarray(cotangent, output.dtype))
+        return jax.device_get(outputs), lambda cotangent: pullback(jnp.array(cotangent, output.dtype))
 
     def pull_back(self, pullback: Any, cotangent: np.ndarray) -> tuple[Arrays, Arrays]:
         gradients: tuple[Arrays, Arrays] = jax.device_get(pullback(cotangent))

@@ -26,6 +26,14 @@ class AdapterError(RuntimeError):
     """An adapter that was asked for and cannot be used; the message says what to do."""
 
 
+class RelayedError(RuntimeError):
+    """What happened to an adapter in another process; the message is what `told` would say there."""
+
+
+class RelayedMemoryError(RelayedError, MemoryError):
+    """An adapter in another process took more memory than there is, or than it may take."""
+
+
 @dataclass(frozen=True)
 class Forward:
     """What a forward pass leaves behind.
@@ -81,4 +89,6 @@ def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str) -> b
 def told(error: BaseException) -> str:
     """An error's type and message on one line, the message cut where it is a page."""
     message = textwrap.shorten(str(error), TOLD, placeholder=" ...")
+    if isinstance(error, RelayedError):
+        return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -18,7 +18,8 @@ from gradproof.case import Case, save_case
 from gradproof.divergence import Divergence
 from gradproof.drawing import MAX_NODES, Drawn, draw_each
 from gradproof.dtypes import DTYPES, VALID_DTYPES
-from gradproof.examination import FAILURES, Examination, Oracles, Row, Subject, examine, rows
+from gradproof.examination import OF_THE_RUN, Examination, Oracles, Row, Subject, examine, rows
+from gradproof.isolation import close, loader
 from gradproof.kinks import probed_subject, stale_divergences
 from gradproof.reference import LAYERS
 from gradproof.registry import load_adapters
@@ -189,6 +190,8 @@ def check(
     architectures: Sequence[str] = (),
     max_nodes: int = MAX_NODES,
     timeout: float = TIMEOUT,
+    isolation: bool = True,
+    memory: float | None = None,
     failures: Path | None = FAILURE_DIRECTORY,
     stop_at_first: bool = False,
     progress: Callable[[Report], None] = lambda report: None,
@@ -196,9 +199,10 @@ def check(
     """Examine every adapter on randomly drawn networks.
 
     seed: what everything random hangs on; a random one where None. layers: draw only networks with one of
-    these. architectures: in place of drawn networks take these in turn, with drawn numbers. failures: where
-    specs of disagreeing networks are written, None to write none. stop_at_first: end with the first network
-    that disagrees. progress: called after every network.
+    these. architectures: in place of drawn networks take these in turn, with drawn numbers. isolation: run adapters
+    that are given by name in processes of their own. memory: the GiB that each of these may take, half of the machine's
+    where None. failures: where specs of disagreeing networks are written, None to write none. stop_at_first: end with
+    the first network that disagrees. progress: called after every network.
 
     Raises UsageError for an unknown dtype, layer or architecture, AdapterError for an adapter that cannot be used.
     """
@@ -208,7 +212,8 @@ def check(
     if layers and architectures:
         raise UsageError("layers and architectures cannot both be asked for: an architecture has the layers it has")
     _require_directory(failures)
-    run = Run(load_adapters(adapters), dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
+    loaded = load_adapters(adapters, loader(isolation, memory))
+    run = Run(loaded, dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
     started = time.monotonic()
 
     def examine_one(drawn: Drawn) -> None:
@@ -230,6 +235,8 @@ def check(
         pass
     except KeyboardInterrupt:
         run.report.interrupted = True
+    finally:
+        run.close()
     run.report.seconds = time.monotonic() - started
     return run.report
 
@@ -323,6 +330,11 @@ class Run:
             found.append(examination)
         return found
 
+    def close(self) -> None:
+        """End the adapters' processes."""
+        for adapter in self._adapters:
+            close(adapter)
+
     def record(self, examination: Examination) -> None:
         """Take the disagreements of an examination into the report, and write its spec."""
         if examination.agrees:
@@ -366,7 +378,7 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
         node=row.node,
         layer=row.layer,
         tensor=check.tensor,
-        kind="composition" if row.verdict == "composition" and check.kind not in FAILURES else str(check.kind),
+        kind="composition" if row.verdict == "composition" and check.kind not in OF_THE_RUN else str(check.kind),
         max_error=check.max_error,
         noise_units=check.noise_units,
         index=check.index,
@@ -378,15 +390,25 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
     )
 
 
-def replay(case: Case, adapters: Sequence[str | Adapter], timeout: float = TIMEOUT) -> Report:
-    """Examine the adapters on one given case, and on the kinks of its layers.
+def replay(
+    case: Case,
+    adapters: Sequence[str | Adapter],
+    timeout: float = TIMEOUT,
+    *,
+    isolation: bool = True,
+    memory: float | None = None,
+) -> Report:
+    """Examine the adapters on one given case, and on the kinks of its layers; isolation and memory as in `check`.
 
     Raises AdapterError for an adapter that cannot be used.
     """
-    run = Run(load_adapters(adapters), [case.dtype], case.seed or 0, timeout)
+    run = Run(load_adapters(adapters, loader(isolation, memory)), [case.dtype], case.seed or 0, timeout)
     started = time.monotonic()
-    run.prepare({node.layer.name for node in case.network.nodes})
-    run.examine_case(case)
+    try:
+        run.prepare({node.layer.name for node in case.network.nodes})
+        run.examine_case(case)
+    finally:
+        run.close()
     run.report.networks = 1
     run.report.seconds = time.monotonic() - started
     return run.report

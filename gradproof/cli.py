@@ -105,6 +105,19 @@ def _add_adapters(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def _add_isolation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--isolation",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run each adapter in a process of its own, which it may crash, hang or fill without ending the run "
+        "(default); without, an adapter can be debugged",
+    )
+    parser.add_argument(
+        "--memory", metavar="GIB", type=_amount, help="that an adapter's process may take (default: half of all)"
+    )
+
+
 def _count(text: str) -> int:
     value = int(text) if text.isdecimal() else 0
     if value < 1:
@@ -118,14 +131,18 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def _amount(text: str, unit: str = "") -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number {unit}above 0, got {text!r}")
     return value
+
+
+def _seconds(text: str) -> float:
+    return _amount(text, "of seconds ")
 
 
 def _add_check(commands: Any) -> None:
@@ -150,6 +167,7 @@ def _add_check(commands: Any) -> None:
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=f"for one network (default {TIMEOUT:g})"
     )
+    _add_isolation(parser)
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first network that disagrees")
     parser.add_argument(
         "--failures",
@@ -171,6 +189,7 @@ def _add_replay(commands: Any) -> None:
     parser = _command(commands, "replay", _replay, "Run one written network again and show its per-layer diff.")
     parser.add_argument("spec", metavar="SPEC.json", type=Path, help="a spec that check wrote")
     _add_adapters(parser, f"default: {' and '.join(DEFAULT_ADAPTERS)}")
+    _add_isolation(parser)
 
 
 def _add_walk(commands: Any) -> None:
@@ -192,6 +211,8 @@ def _check(options: argparse.Namespace) -> int:
             architectures=_architectures(options.architecture or ()),
             max_nodes=options.max_nodes,
             timeout=options.timeout,
+            isolation=options.isolation,
+            memory=options.memory,
             failures=options.failures,
             stop_at_first=options.exitfirst,
             progress=advance,
@@ -221,7 +242,12 @@ def _show(report: Report, path: Path | None, console: OutputConsole) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    report = replay(load_case(options.spec, LAYERS), options.adapter or DEFAULT_ADAPTERS)
+    report = replay(
+        load_case(options.spec, LAYERS),
+        options.adapter or DEFAULT_ADAPTERS,
+        isolation=options.isolation,
+        memory=options.memory,
+    )
     _write_json(options.json, report.to_json())
     console = OutputConsole()
     for examination, _ in report.examinations:

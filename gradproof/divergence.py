@@ -136,7 +136,8 @@ def explain(divergences: Iterable[Divergence], case: Case, checks: Iterable[Tens
 
 def divergences_of(adapter: Adapter) -> tuple[Divergence, ...]:
     """The entries of the TOML file beside the adapter's class, none where there is no file."""
-    path = Path(inspect.getfile(type(adapter))).with_suffix(".toml")
+    # An adapter in another process tells where its class is written.
+    path = Path(getattr(adapter, "class_file", None) or inspect.getfile(type(adapter))).with_suffix(".toml")
     return read_divergences(path) if path.is_file() else ()
 
 

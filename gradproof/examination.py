@@ -23,13 +23,17 @@ from gradproof.network import Input, Network, Node
 from gradproof.noise import NoiseSamples, tensors
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row as Pair
+from gradproof.watch import Remark, watch
 
 Conventions = Mapping[str, Mapping[str, float]]
 
-FAILURES = ("crash", "timeout")
+FAILURES = ("crash", "timeout", "memory")
 """Kinds of verdict on a run that gave no tensors at all."""
 
 SECOND_PASS = "a second backward pass on the same tape"
+
+OF_THE_RUN = (*FAILURES, "global_state")
+"""Kinds of verdict on a run as a whole, not on a tensor."""
 
 
 class Oracle:
@@ -195,25 +199,30 @@ def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[dict[str, Any]
     cotangent = case.cotangent.copy()
     try:
         with time_limit(subject.timeout):
-            forward, got = _results(subject.adapter, case, values, cotangent)
+            forward, got, remarks = _results(subject.adapter, case, values, cotangent)
     except TimeLimitError:
         return {}, (_failure("timeout", case, f"no result after {subject.timeout:g} s"),)
+    except MemoryError as error:
+        return {}, (_failure("memory", case, told(error)),)
     except (Exception, SystemExit) as error:  # whatever an adapter raises is a verdict on it, not the end of the run
         return {}, (_failure("crash", case, told(error)),)
     checks = compare(oracle.expected, got, oracle.samples, case.dtype)
     written = tuple(_written_to(case, values, cotangent))
     if not written and any(check.evidence for check in checks):
         checks = _steady_or_not(subject, case, checks, got)
-    elif not written and not any(check.kind for check in checks):
+    elif not written and not remarks and not any(check.kind for check in checks):
         checks = _once_more(subject, oracles, forward, got, checks)
-    return got, (*checks, *written)
+    return got, (*_remarked(checks, remarks), *written)
 
 
 def _results(
     adapter: Adapter, case: Case, values: Mapping[str, np.ndarray], cotangent: np.ndarray
-) -> tuple[Forward, dict[str, Any]]:
-    forward = adapter.forward(case.network, values, case.dtype)
-    return forward, tensors(forward.outputs, adapter.backward(forward, cotangent))
+) -> tuple[Forward, dict[str, Any], tuple[Remark, ...]]:
+    """What the adapter leaves behind and gives, and what is to be said of how it came by it."""
+    watched = watch(adapter)
+    forward = watched.forward(case.network, values, case.dtype)
+    got = tensors(forward.outputs, watched.backward(forward, cotangent))
+    return forward, got, tuple(watched.remarks)
 
 
 def _once_more(
@@ -247,6 +256,17 @@ def _identical(first: np.ndarray, second: Any) -> bool:
     return same and np.array_equal(first, second, equal_nan=True)
 
 
+def _remarked(checks: Sequence[TensorCheck], remarks: Sequence[Remark]) -> Iterator[TensorCheck]:
+    """The checks, where they agree of kind "view" if there is such a remark; then one for every changed state."""
+    views = {remark.key: remark.message for remark in remarks if remark.kind == "view"}
+    for check in checks:
+        seen = check.key in views and not check.kind
+        yield TensorCheck(check.key, check.shape, "view", float("inf"), got=views[check.key]) if seen else check
+    for remark in remarks:
+        if remark.kind == "global_state":
+            yield TensorCheck(f"value:{remark.key}", (), "global_state", float("inf"), got=remark.message)
+
+
 def _steady_or_not(
     subject: Subject, case: Case, checks: tuple[TensorCheck, ...], first: Mapping[str, Any]
 ) -> tuple[TensorCheck, ...]:
@@ -255,7 +275,7 @@ def _steady_or_not(
     second: Mapping[str, Any] = {}
     # A call that fails this time gives nothing, which is something else, too.
     with suppress(Exception, SystemExit, TimeLimitError), time_limit(subject.timeout):
-        _, second = _results(subject.adapter, case, values, case.cotangent.copy())
+        _, second, _ = _results(subject.adapter, case, values, case.cotangent.copy())
     return tuple(
         replace(check, kind="nondeterministic", evidence=None)
         if check.evidence and _moved(check.evidence, first[check.key], second.get(check.key))
@@ -465,7 +485,7 @@ def _row(examination: Examination, name: str, check: TensorCheck, culprit: Culpr
 def _owner(check: TensorCheck, network: Network, guilty: Mapping[str, Culprit]) -> str:
     """The node that computed the tensor: a value's own node; for a gradient, a node that reads the tensor."""
     nodes = {node.name for node in network.nodes}
-    if check.kind in FAILURES:
+    if check.kind in OF_THE_RUN:
         return next(iter(guilty), network.output)
     readers = [name for name, _ in network.consumers.get(check.tensor, ())]
     if (check.role == "value" and check.tensor in nodes) or not readers:

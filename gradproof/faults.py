@@ -868,6 +868,15 @@ def _hang(gradients: Gradients, name: str) -> Gradients:
         time.sleep(0.01)
 
 
+def _out_of_memory(gradients: Gradients, name: str) -> Gradients:
+    raise MemoryError("cannot allocate the gradients")
+
+
+def _error_state_changed(gradients: Gradients, name: str) -> Gradients:
+    np.seterr(under="raise" if np.geterr()["under"] == "ignore" else "ignore")
+    return gradients
+
+
 def _misbehaviour(name: str, mistake: str, spoil: Callable[[Gradients, str], Mapping[str, Any]]) -> Fault:
     return Fault(name, "tanh", mistake, lambda: _Misbehaving("tanh", spoil))
 
@@ -883,6 +892,16 @@ MISBEHAVIOUR = {
     ),
     "crash": _misbehaviour("raises", "the backward pass raises", _raise),
     "timeout": _misbehaviour("hangs", "the backward pass does not return", _hang),
+    "memory": _misbehaviour("runs_out_of_memory", "the backward pass finds no memory", _out_of_memory),
+    "global_state": _misbehaviour(
+        "changes_the_error_state", "how NumPy treats underflow is left changed", _error_state_changed
+    ),
+    "view": _pair_fault(
+        "hands_its_input_on",
+        "identity",
+        "the output is the very array that was given",
+        (lambda x: (x, None), LAYERS["identity"].backward),
+    ),
     "nondeterministic": Fault(
         "never_the_same",
         "tanh",

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,16 @@ def adapter_names() -> list[str]:
     return sorted(entry.name for entry in entry_points(group=GROUP))
 
 
-def load_adapters(names: Iterable[str | Adapter]) -> dict[str, Adapter]:
+def load_adapters(names: Iterable[str | Adapter], load: Callable[[str], Adapter] | None = None) -> dict[str, Adapter]:
     """Name asked for -> adapter, each once; adapters pass as they are, under their own name.
+
+    load: `load_adapter` where None.
 
     Raises AdapterError where one cannot be had, or where two call themselves the same.
     """
     adapters: dict[str, Adapter] = {}
     for each in dict.fromkeys(names):
-        adapter = load_adapter(each) if isinstance(each, str) else each
+        adapter = (load or load_adapter)(each) if isinstance(each, str) else each
         if any(adapter.name == other.name for other in adapters.values()):
             raise AdapterError(f"two of the adapters are named {adapter.name!r}; give each a name of its own")
         adapters[each if isinstance(each, str) else adapter.name] = adapter

@@ -62,7 +62,7 @@ def number(value: Any, digits: int = 9) -> str:
 
 def tensor_label(row: Row) -> str:
     """`out h` for a node's value, `d h` for the gradient with respect to it, `h` for an array that was given."""
-    if row.check.kind == "mutated_input":
+    if row.check.kind in ("mutated_input", "global_state"):
         return row.check.tensor
     return f"{'out' if row.check.role == 'value' else 'd'} {row.check.tensor}"
 
@@ -86,6 +86,8 @@ def _wrong(row: Row) -> str:
     check = row.check
     if check.kind in FAILURES:
         return f"{check.kind}: {check.got}"
+    if check.kind in ("view", "global_state"):
+        return f"{check.kind}: {tensor_label(row)} {check.got}"
     if check.kind == "mutated_input":
         return f"mutated_input: {check.tensor} was written to"
     at = f" at {list(check.index)}" if check.index else ""
@@ -155,7 +157,11 @@ def _forward_line(examination: Examination) -> str:
     kinds = {check.kind for check in examination.checks if check.role == "value" and check.kind}
     if kinds & set(FAILURES):
         return "forward: nothing was compared"
-    return "forward: values disagree too, listed first" if kinds - {"mutated_input"} else "forward: every value agrees"
+    return (
+        "forward: values disagree too, listed first"
+        if kinds - {"mutated_input", "global_state"}
+        else "forward: every value agrees"
+    )
 
 
 def diff_text(examination: Examination, report: Report, spec: str | None) -> str:

@@ -98,7 +98,7 @@ def pixel_shuffle_forward(x: Array, *, factor: int) -> tuple[Array, int]:
     first = len(leading)
     split = x.reshape(*leading, channels // factor**2, factor, factor, height, width)
     woven = split.transpose(*range(first + 1), first + 3, first + 1, first + 4, first + 2)
-    return woven.reshape(*leading, channels // factor**2, factor * height, factor * width), factor
+    return woven.reshape(*leading, channels // factor**2, factor * height, factor * width).copy(), factor
 
 
 def pixel_shuffle_backward(dout: Array, factor: int) -> Gradients:

@@ -54,7 +54,8 @@ class NumpyReference:
     def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, np.ndarray]:
         """Walk back, adding up what every reader of a tensor sends to it."""
         network, caches, known = forward.tape
-        gradients: dict[str, np.ndarray] = {network.output: _cast(cotangent, known[network.output].dtype)}
+        # A copy, for some layers hand on what arrives, and results must not be views of what was given.
+        gradients: dict[str, np.ndarray] = {network.output: _cast(cotangent, known[network.output].dtype).copy()}
         with np.errstate(all="ignore"):
             for node in reversed(network.nodes):
                 _, backward = self.row(node)

@@ -196,11 +196,12 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.fixture
 def gradproof(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process."""
+    """Run a command in this process, adapters too."""
 
     def run(*arguments: str) -> Result:
+        runs = arguments[:1] in (("check",), ("replay",))
         try:
-            code = main(arguments)
+            code = main((*arguments, "--no-isolation") if runs else arguments)
         except SystemExit as exit_:  # argparse
             code = int(exit_.code or 0)
         captured = capsys.readouterr()
@@ -555,7 +556,7 @@ def test_an_interrupt_before_anything_was_examined(gradproof: Command, monkeypat
     def interrupt(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradproof.registry.load_adapter", interrupt)
+    monkeypatch.setattr("gradproof.isolation.load_adapter", interrupt)
     result = gradproof("check", "--adapter", "reference")
     assert (result.code, result.out, result.err) == (INTERRUPTED, "", "gradproof: interrupted\n")
 
@@ -786,6 +787,7 @@ def test_a_framework_that_is_really_not_there(tmp_path: Path) -> None:
         ("--timeout", "inf", "expected a number of seconds above 0, got 'inf'"),
         ("--timeout", "nan", "expected a number of seconds above 0, got 'nan'"),
         ("--timeout", "soon", "expected a number of seconds above 0, got 'soon'"),
+        ("--memory", "-1", "expected a number above 0, got '-1'"),
     ],
 )
 def test_a_bad_number(gradproof: Command, option: str, value: str, expected: str) -> None:
@@ -882,6 +884,8 @@ def test_help_of_a_command_lists_its_options(gradproof: Command, command: str) -
     if command == "check":
         options |= {"--networks N", "--seed S", "--dtype D", "--layer L", "--max-nodes N", "--timeout SECONDS"}
         options |= {"-x, --exitfirst", "--failures DIRECTORY"}
+    if command in ("check", "replay"):
+        options |= {"--isolation, --no-isolation", "--memory GIB"}
     assert {option for option in options if option not in result.out} == set()
     positional = {"replay": "SPEC.json", "walk": "EXAMPLE"}.get(command, "")
     assert positional in result.out

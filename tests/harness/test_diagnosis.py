@@ -328,7 +328,7 @@ class Walk(NumpyReference):
         super().__init__()
         self._add = add
 
-    def add_up(self, before: Array | None, arriving: Array) -> Array:
+    def add_up(self, name: str, before: Array | None, arriving: Array) -> Array:
         return arriving if before is None else self._add(before, arriving)
 
 

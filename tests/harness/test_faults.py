@@ -77,6 +77,7 @@ def test_there_are_faults_of_every_sort() -> None:
     assert len(ROW_FAULTS) >= 20
     assert len(WALK_FAULTS) >= 2
     kinds = {"nonfinite", "missing", "shape", "dtype", "crash", "timeout", "mutated_input", "nondeterministic"}
+    kinds |= {"memory", "global_state", "view"}
     assert set(MISBEHAVIOUR) == kinds
     assert len(FAULTS) == sum(map(len, SORTS)) >= 75
 
