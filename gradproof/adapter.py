@@ -30,6 +30,10 @@ class RelayedError(RuntimeError):
     """What happened to an adapter in another process; the message is what `told` would say there."""
 
 
+class EndedError(RelayedError):
+    """The process of an adapter ended."""
+
+
 class RelayedMemoryError(RelayedError, MemoryError):
     """An adapter in another process took more memory than there is, or than it may take."""
 

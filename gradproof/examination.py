@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Adapter, Forward, supported, told
+from gradproof.adapter import Adapter, EndedError, Forward, supported, told
 from gradproof.agreement import Evidence, TensorCheck, compare
 from gradproof.case import Case
 from gradproof.diagnosis import Diagnosis, Observation, diagnose, diagnose_sum
@@ -240,6 +240,9 @@ def _once_more(
             second = tensors({}, subject.adapter.backward(forward, case.cotangent.copy()))
     except TimeLimitError:
         return (_failure("timeout", case, f"{SECOND_PASS} gave no result after {subject.timeout:g} s", True),)
+    except (MemoryError, EndedError) as error:
+        kind = "memory" if isinstance(error, MemoryError) else "crash"
+        return (_failure(kind, case, f"{SECOND_PASS}: {told(error)}", True),)
     except (Exception, SystemExit):  # a tape that serves once and says so has given nothing wrong
         return checks
     if second.keys() == first.keys() and all(_identical(first[key], second[key]) for key in first):

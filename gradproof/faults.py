@@ -785,6 +785,7 @@ WALK_FAULTS = (
         None,
         "of the uses of a shared parameter only the last one counts; paths between layers add up",
         _OverwrittenParameters,
+        named="path missing",
     ),
 )
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Adapter, AdapterError, Forward, RelayedError, RelayedMemoryError, told
+from gradproof.adapter import Adapter, AdapterError, EndedError, Forward, RelayedError, RelayedMemoryError, told
 from gradproof.layer import Layer, Options
 from gradproof.network import Network
 from gradproof.reference import LAYERS
@@ -115,7 +115,7 @@ class Isolated(Remarking):
     def backward(self, forward: Forward, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
         tape: _Tape = forward.tape
         if tape.child is not self._child:
-            raise RelayedError("the process that made the forward pass has ended")
+            raise EndedError("the process that made the forward pass has ended")
         answer: _Answer = self._ask(None, "backward", tape.number, cotangent)
         self.remarks += answer.remarks
         _write(answer.values, tape.values)
@@ -201,7 +201,7 @@ class _Child:
             self._wait(seconds)
             reply = self._connection.recv_bytes()
         except (EOFError, OSError):
-            raise RelayedError(self._end()) from None
+            raise EndedError(self._end()) from None
         except BaseException:
             self.kill()
             raise
