@@ -44,7 +44,7 @@ mutants: .venv/installed
 
 # Networks this small run fastest on one thread.
 graded: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m gradproof.graded --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m gradproof.graded --seed $(SEED) --page docs/trust.md
 
 trust: .venv/installed
 	$(BIN)/python -m gradproof.trust

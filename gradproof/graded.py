@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from gradproof.kinks import probed_subject
 from gradproof.layer import Layer, Options, Shape
 from gradproof.network import Network
 from gradproof.registry import load_adapter
+from gradproof.sections import write_section
 
 NETWORKS = 60
 """Networks drawn, some of which no fault can be planted in."""
@@ -532,6 +534,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=FRAMEWORKS,
         help="whose gradients are spoilt, and whose own checks are asked; repeatable (default: both)",
     )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables into this page")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     try:
@@ -544,7 +547,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AdapterError as error:
         console.print(f"error: {error}", markup=False)
         return 2
-    print(told(found), table(found), shares_table(found), sep="\n\n")
+    text = "\n\n".join([told(found), table(found), shares_table(found)])
+    print(text)
+    if options.page:
+        write_section(options.page, "graded", text)
     return 0
 
 

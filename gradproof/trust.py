@@ -17,7 +17,7 @@ import mpmath
 from rich.console import Console
 from rich.progress import track
 
-from gradproof import accuracy
+from gradproof import accuracy, sums
 from gradproof.check import Report, check
 from gradproof.faults import FAULTS, Fault
 from gradproof.sections import TRUST_PAGE, SectionError, versions, write_section
@@ -39,6 +39,14 @@ DIGITS_SECTION = """\
 {table}
 
 {versions}.
+"""
+
+SUMS_SECTION = """\
+{agreeing} of {layers} layers agree.
+
+{table}
+
+{versions}, seed {seed}.
 """
 
 
@@ -98,26 +106,42 @@ def digits_section(found: Sequence[accuracy.Accuracy]) -> str:
     return DIGITS_SECTION.format(table=accuracy.table(found), versions=f"{versions()}, mpmath {mpmath.__version__}")
 
 
+def sums_section(found: Sequence[sums.Digits], seed: int) -> str:
+    """The errors of the layers that add up numbers, in Markdown."""
+    return SUMS_SECTION.format(
+        agreeing=sum(each.agrees for each in found),
+        layers=len(found),
+        table=sums.table(found),
+        versions=f"{versions()}, mpmath {mpmath.__version__}",
+        seed=seed,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and write the sections; 1 where a planted fault was missed, 2 where the page has no place for them."""
+    """Measure, and write the sections; 1 where a fault or digits are missed, 2 where the page lacks their places."""
     parser = argparse.ArgumentParser(prog="python -m gradproof.trust", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="what is drawn hangs on it (default 1)")
     parser.add_argument("--page", type=Path, default=TRUST_PAGE, metavar="FILE", help=f"default {TRUST_PAGE}")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
     catches = [catch(each, options.seed) for each in track(FAULTS.values(), "planted faults", console=console)]
-    found = list(track(accuracy.accuracies(), "digits of layers", total=None, console=console))
+    found = list(track(accuracy.accuracies(), "digits, elementwise", total=None, console=console))
+    added = list(track(sums.all_digits(seed=options.seed), "digits, sums", total=None, console=console))
     try:
         write_section(options.page, "faults", faults_section(catches, options.seed))
         write_section(options.page, "digits", digits_section(found))
+        write_section(options.page, "sums", sums_section(added, options.seed))
     except SectionError as error:
         console.print(f"error: {error}", style="red", highlight=False)
         return 2
     missed = [each.fault.name for each in catches if not each.right]
+    lost = [each.layer for each in added if not each.agrees]
     print(f"trust: planted={len(catches)} caught={len(catches) - len(missed)}")
     for name in missed:
         console.print(f"missed, or blamed on another layer: {name}", style="red", highlight=False)
-    return int(bool(missed))
+    for name in lost:
+        console.print(f"disagrees with its exact definition: {name}", style="red", highlight=False)
+    return int(bool(missed or lost))
 
 
 if __name__ == "__main__":

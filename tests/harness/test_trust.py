@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradproof import mutants, trust
+from gradproof import mutants, sums, trust
 from gradproof.accuracy import accuracy
 from gradproof.check import Report
 from gradproof.faults import FAULTS, Fault
@@ -29,6 +29,10 @@ old
 <!-- /mutants -->
 <!-- digits -->
 <!-- /digits -->
+<!-- sums -->
+<!-- /sums -->
+<!-- graded -->
+<!-- /graded -->
 """
 
 
@@ -89,12 +93,15 @@ def test_the_command_writes_its_sections(
     planted = {"elu_sign_flipped": FAULTS["elu_sign_flipped"]}
     monkeypatch.setattr(trust, "FAULTS", planted)
     monkeypatch.setattr(trust.accuracy, "accuracies", lambda: iter([EXP]))
+    monkeypatch.setattr(trust.sums, "all_digits", lambda seed: iter([sums.Digits("mse", 3, 1.25, 2.5, True)]))
     page = tmp_path / "trust.md"
     page.write_text(PAGE)
     assert main(["--page", str(page)]) == 0
     assert capsys.readouterr().out == "trust: planted=1 caught=1\n"
     assert "1 of 1 were caught" in page.read_text()
     assert "| exp | " in page.read_text()
+    assert "1 of 1 layers agree" in page.read_text()
+    assert "| mse | 3 | 1.2 | 2.5 |" in page.read_text()
     monkeypatch.setattr(trust, "NETWORKS", 5)
     monkeypatch.setitem(planted, "none", Fault("none", "tanh", "nothing is wrong", NumpyReference))
     assert main(["--page", str(page)]) == 1
