@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ Statistic = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 STATISTICS: dict[str, Statistic] = {
     "magnitude": lambda x, axes: np.abs(x),
+    "largest": lambda x, axes: np.abs(x).max(keepdims=True),
     "peak": lambda x, axes: np.abs(x).max(axis=axes, keepdims=True),
     "range": lambda x, axes: x.max(axis=axes, keepdims=True) - x.min(axis=axes, keepdims=True),
     "largest product": lambda x, axes: np.maximum(np.abs(x), 1.0).prod(axis=axes, keepdims=True),
@@ -36,8 +37,8 @@ STATISTICS: dict[str, Statistic] = {
         axis=axes, keepdims=True
     ),
 }
-"""What an entry may locate in place of an argument's numbers: the magnitude of each, or one number per slice along
-some axes: the largest magnitude, the largest less the smallest, the largest or smallest magnitude that a product of
+"""What an entry may locate in place of an argument's numbers: the magnitude of each, the largest of all, or one number per
+slice along some axes: the largest magnitude, the largest less the smallest, the largest or smallest magnitude that a product of
 some of them can have (NaN, which lies nowhere, where one is 0)."""
 
 
@@ -55,7 +56,8 @@ class Divergence:
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
     it is off at most, as a share of the expected number plus a number, which for gradients is in units of the largest
     finite cotangent. versions: prefixes of the adapter's.
-    witness: argument -> number, or nested list, at which the divergence must show.
+    witness: argument -> number, or nested list, at which the divergence must show. cotangent: what the cotangent is
+    multiplied by there, for an error that is small beside the smallest normal number.
     reason, link: what it is, where it is told.
     """
 
@@ -70,6 +72,7 @@ class Divergence:
     link: str
     max_relative_error: float = 0.0
     max_absolute_error: float = 0.0
+    cotangent: float = 1.0
     times: str = ""
     statistic: str = ""
     along: str = ""
@@ -146,7 +149,15 @@ def read_divergences(path: Path) -> tuple[Divergence, ...]:
     entries = data.get("divergence", [])
     if data.keys() - {"divergence"} or not isinstance(entries, list):
         raise DivergenceError(f"{path.name}: may hold [[divergence]] tables alone, got {', '.join(data)}")
-    return tuple(_entry(entry, f"{path.name}: entry {i + 1}") for i, entry in enumerate(entries))
+    return tuple(each for i, entry in enumerate(entries) for each in _entries(entry, f"{path.name}: entry {i + 1}"))
+
+
+def _entries(entry: dict[str, Any], where: str) -> Iterator[Divergence]:
+    """The entry; then the same in other dtypes, which `also` names, each with the numbers that differ there."""
+    own = {name: value for name, value in entry.items() if name != "also"}
+    yield _entry(own, where)
+    for dtype, numbers in entry.get("also", {}).items():
+        yield _entry(own | {"dtypes": [dtype]} | numbers, f"{where}: also {dtype}")
 
 
 def _entry(entry: dict[str, Any], where: str) -> Divergence:

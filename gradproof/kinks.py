@@ -168,5 +168,6 @@ def _shows(subject: Subject, entry: Divergence, dtype: str) -> bool:
     layer = LAYERS[entry.layer]
     unreduced = {option.name: "none" for option in layer.options if option.name == "reduction"}
     case = one_node(layer, layer.defaults | unreduced | dict(entry.options), entry.witness, dtype)
+    case = replace(case, cotangent=np.asarray(case.cotangent.astype(np.float64) * entry.cotangent, dtype))
     found = examine(replace(subject, divergences=(entry,)), Oracles(case))
     return found.known
