@@ -19,7 +19,7 @@ from gradproof.adapter import Adapter
 from gradproof.agreement import Evidence, TensorCheck
 from gradproof.case import Case
 from gradproof.dtypes import VALID_DTYPES
-from gradproof.layer import OptionValue, Shape
+from gradproof.layer import Layer, OptionValue, Shape
 from gradproof.reference import LAYERS
 
 KINDS = ("value", "gradient", "nonfinite")
@@ -50,7 +50,7 @@ class DivergenceError(ValueError):
 class Divergence:
     """One entry of a known-divergence file.
 
-    layer, dtypes: where it shows. argument, between: it shows where this argument of the layer, times the
+    layer, dtypes: where it shows. argument, between: it shows where this argument or parameter of the layer, times the
     option named `times` if any, lies between these two numbers (both included). statistic, along: or where this
     statistic of the argument does, taken along the axes that the option `along` names. options: it shows with these.
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
@@ -169,9 +169,9 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     if not (isinstance(entry["between"], list) and len(entry["between"]) == 2):
         raise DivergenceError(f"{where}: between must be [low, high], got {entry['between']!r}")
     _require_known(where, "layer", [entry["layer"]], LAYERS)
-    arguments = [argument.name for argument in LAYERS[entry["layer"]].arguments]
-    _require_known(where, "argument", [entry["argument"]], arguments)
     options = [option.name for option in LAYERS[entry["layer"]].options]
+    arguments = _arguments(LAYERS[entry["layer"]])
+    _require_known(where, "argument", [entry["argument"]], arguments)
     _require_known(where, "option", entry.get("options", {}), options)
     _require_known(where, "option", [entry[name] for name in ("times", "along") if name in entry], options)
     _require_known(where, "witness argument", entry["witness"], arguments)
@@ -179,6 +179,13 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "kind", entry["kinds"], KINDS)
     _require_known(where, "dtype", entry["dtypes"], VALID_DTYPES)
     return Divergence(**_tupled(entry) | {"options": _tupled(entry.get("options", {}))})
+
+
+def _arguments(layer: Layer) -> list[str]:
+    """What an entry may name: the layer's arguments, and its parameters, which only its forward function tells."""
+    options = {option.name for option in layer.options}
+    named = [name for name in inspect.signature(layer.forward).parameters if name not in options]
+    return [*dict.fromkeys([*(argument.name for argument in layer.arguments), *named])]
 
 
 def _tupled(entry: Mapping[str, Any]) -> dict[str, Any]:
