@@ -37,9 +37,9 @@ STATISTICS: dict[str, Statistic] = {
         axis=axes, keepdims=True
     ),
 }
-"""What an entry may locate in place of an argument's numbers: the magnitude of each, the largest of all, or one number per
-slice along some axes: the largest magnitude, the largest less the smallest, the largest or smallest magnitude that a product of
-some of them can have (NaN, which lies nowhere, where one is 0)."""
+"""What an entry may locate in place of an argument's numbers: the magnitude of each, the largest of all, or one number
+per slice along some axes: the largest magnitude, the largest less the smallest, the largest or smallest magnitude that
+a product of some of them can have (NaN, which lies nowhere, where one is 0)."""
 
 
 class DivergenceError(ValueError):
