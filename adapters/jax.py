@@ -426,9 +426,18 @@ def _active_hinge(missing: Any) -> Any:
     return jnp.where(missing < 0.0, 0.0, missing)
 
 
+COSINE_FLOOR = 9.999999980020986e-07
+"""Its square, added to each squared length, is torch's float32 1e-12."""
+
+
 def _cosine_embedding(x1: Any, x2: Any, target: Any, *, margin: float) -> Any:
-    length1, length2 = (jnp.sqrt((x * x).sum(axis=-1) + 9.999999960041972e-13) for x in (x1, x2))
-    cosine = (x1 * x2).sum(axis=-1) / (length1 * length2)
+    def direction(x: Any) -> Any:
+        """x over its length, in which no square overflows."""
+        scale = jax.lax.stop_gradient(jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), 1.0))
+        share, floor = x / scale, COSINE_FLOOR / scale
+        return share / jnp.sqrt((share * share).sum(axis=-1, keepdims=True) + floor * floor)
+
+    cosine = (direction(x1) * direction(x2)).sum(axis=-1)
     return jnp.where(target == 1, 1.0 - cosine, _active_hinge(cosine - margin))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gradproof.adapter import Adapter
 from gradproof.agreement import Evidence, TensorCheck
 from gradproof.case import Case
 from gradproof.dtypes import VALID_DTYPES
-from gradproof.layer import OptionValue, Shape
+from gradproof.layer import Layer, OptionValue, Shape
 from gradproof.reference import LAYERS
 
 KINDS = ("value", "gradient", "nonfinite")
@@ -29,6 +29,7 @@ Statistic = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 STATISTICS: dict[str, Statistic] = {
     "magnitude": lambda x, axes: np.abs(x),
+    "largest": lambda x, axes: np.abs(x).max(keepdims=True),
     "peak": lambda x, axes: np.abs(x).max(axis=axes, keepdims=True),
     "range": lambda x, axes: x.max(axis=axes, keepdims=True) - x.min(axis=axes, keepdims=True),
     "peak over range": lambda x, axes: (
@@ -39,9 +40,9 @@ STATISTICS: dict[str, Statistic] = {
         axis=axes, keepdims=True
     ),
 }
-"""What an entry may locate in place of an argument's numbers: the magnitude of each, or one number per slice along
-some axes: the largest magnitude, the largest less the smallest, the former over the latter, the largest or smallest
-magnitude that a product of some of them can have (NaN, which lies nowhere, where one is 0)."""
+"""What an entry may locate in place of an argument's numbers: the magnitude of each, the largest of all, or one number
+per slice along some axes: the largest magnitude, the largest less the smallest, the former over the latter, the
+largest or smallest magnitude that a product of some of them can have (NaN, which lies nowhere, where one is 0)."""
 
 
 class DivergenceError(ValueError):
@@ -52,13 +53,14 @@ class DivergenceError(ValueError):
 class Divergence:
     """One entry of a known-divergence file.
 
-    layer, dtypes: where it shows. argument, between: it shows where this argument of the layer, times the
+    layer, dtypes: where it shows. argument, between: it shows where this argument or parameter of the layer, times the
     option named `times` if any, lies between these two numbers (both included). statistic, along: or where this
     statistic of the argument does, taken along the axes that the option `along` names. options: it shows with these.
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
     it is off at most, as a share of the expected number plus a number, which for gradients is in units of the largest
     finite cotangent. versions: prefixes of the adapter's.
-    witness: argument -> number, or nested list, at which the divergence must show.
+    witness: argument -> number, or nested list, at which the divergence must show. cotangent: what the cotangent is
+    multiplied by there, for an error that is small beside the smallest normal number.
     reason, link: what it is, where it is told.
     """
 
@@ -73,6 +75,7 @@ class Divergence:
     link: str
     max_relative_error: float = 0.0
     max_absolute_error: float = 0.0
+    cotangent: float = 1.0
     times: str = ""
     statistic: str = ""
     along: str = ""
@@ -150,7 +153,15 @@ def read_divergences(path: Path) -> tuple[Divergence, ...]:
     entries = data.get("divergence", [])
     if data.keys() - {"divergence"} or not isinstance(entries, list):
         raise DivergenceError(f"{path.name}: may hold [[divergence]] tables alone, got {', '.join(data)}")
-    return tuple(_entry(entry, f"{path.name}: entry {i + 1}") for i, entry in enumerate(entries))
+    return tuple(each for i, entry in enumerate(entries) for each in _entries(entry, f"{path.name}: entry {i + 1}"))
+
+
+def _entries(entry: dict[str, Any], where: str) -> Iterator[Divergence]:
+    """The entry; then the same in other dtypes, which `also` names, each with the numbers that differ there."""
+    own = {name: value for name, value in entry.items() if name != "also"}
+    yield _entry(own, where)
+    for dtype, numbers in entry.get("also", {}).items():
+        yield _entry(own | {"dtypes": [dtype]} | numbers, f"{where}: also {dtype}")
 
 
 def _entry(entry: dict[str, Any], where: str) -> Divergence:
@@ -162,9 +173,9 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     if not (isinstance(entry["between"], list) and len(entry["between"]) == 2):
         raise DivergenceError(f"{where}: between must be [low, high], got {entry['between']!r}")
     _require_known(where, "layer", [entry["layer"]], LAYERS)
-    arguments = [argument.name for argument in LAYERS[entry["layer"]].arguments]
-    _require_known(where, "argument", [entry["argument"]], arguments)
     options = [option.name for option in LAYERS[entry["layer"]].options]
+    arguments = _arguments(LAYERS[entry["layer"]])
+    _require_known(where, "argument", [entry["argument"]], arguments)
     _require_known(where, "option", entry.get("options", {}), options)
     _require_known(where, "option", [entry[name] for name in ("times", "along") if name in entry], options)
     _require_known(where, "witness argument", entry["witness"], arguments)
@@ -172,6 +183,13 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "kind", entry["kinds"], KINDS)
     _require_known(where, "dtype", entry["dtypes"], VALID_DTYPES)
     return Divergence(**_tupled(entry) | {"options": _tupled(entry.get("options", {}))})
+
+
+def _arguments(layer: Layer) -> list[str]:
+    """What an entry may name: the layer's arguments, and its parameters, which only its forward function tells."""
+    options = {option.name for option in layer.options}
+    named = [name for name in inspect.signature(layer.forward).parameters if name not in options]
+    return [*dict.fromkeys([*(argument.name for argument in layer.arguments), *named])]
 
 
 def _tupled(entry: Mapping[str, Any]) -> dict[str, Any]:

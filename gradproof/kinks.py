@@ -111,8 +111,8 @@ Numbers = float | Mapping[str, Any]
 def one_node(layer: Layer, options: Options, numbers: Numbers, dtype: str, shape: Shape = (2,)) -> Case:
     """A case of this layer alone, its first input of this shape, each argument filled with one number.
 
-    numbers: one for all floating arguments, or one, or a nested list, per argument. Where none is given, a floating
-    argument is filled with PARAMETER, an integer one with the first of its integers.
+    numbers: one for all floating arguments, or one, or a nested list, per argument or parameter. Where none is given,
+    these are filled with PARAMETER, an integer argument with the first of its integers.
     """
     options = layer.complete(options)
     arguments = [each for each in layer.arguments if each.when is None or each.when(options)]
@@ -133,7 +133,7 @@ def one_node(layer: Layer, options: Options, numbers: Numbers, dtype: str, shape
         raise NetworkError(str(error)) from None
     node = Node.of(layer.name, layer, *values, options=options, parameters={slot: slot for slot in slots})
     network = Network(tuple(inputs), (node,))
-    values |= {slot: np.full(size, PARAMETER, dtype) for slot, size in slots.items()}
+    values |= {slot: np.full(size, given.get(slot, PARAMETER), dtype) for slot, size in slots.items()}
     cotangent = np.resize(COTANGENT, network.shapes[node.name])
     return Case(network, dtype, values, np.asarray(cotangent, dtype))
 
@@ -168,5 +168,6 @@ def _shows(subject: Subject, entry: Divergence, dtype: str) -> bool:
     layer = LAYERS[entry.layer]
     unreduced = {option.name: "none" for option in layer.options if option.name == "reduction"}
     case = one_node(layer, layer.defaults | unreduced | dict(entry.options), entry.witness, dtype)
+    case = replace(case, cotangent=np.asarray(case.cotangent.astype(np.float64) * entry.cotangent, dtype))
     found = examine(replace(subject, divergences=(entry,)), Oracles(case))
     return found.known

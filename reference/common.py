@@ -31,8 +31,8 @@ def clamp(x: Array, low: float, high: float) -> Array:
 
 
 def one_sided(x: Array, left: Any, right: Any, weight: float) -> Array:
-    """A derivative that is `left` below 0, `right` above, and left + weight * (right - left) at 0."""
-    at_zero = left + weight * (right - left)
+    """A derivative that is `left` below 0, `right` above, left + weight * (right - left) at 0, and none at NaN."""
+    at_zero = np.where(np.isnan(x.real), np.nan, left + weight * (right - left))
     return np.where(x.real < 0, left, np.where(x.real > 0, right, at_zero))
 
 

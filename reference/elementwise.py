@@ -109,8 +109,8 @@ def cos_backward(dout: Array, x: Array) -> Gradients:
 
 
 def _share(a: Array, b: Array, below: float, above: float, at_tie: float) -> Array:
-    """What a gets of the cotangent where it is below b, above b, or ties; NaN beside a NaN."""
-    return np.where(np.isnan(a) | np.isnan(b), np.nan, one_sided(a - b, below, above, at_tie))
+    """What a gets of the cotangent where it is below b, above b, or ties, also at infinity; NaN beside a NaN."""
+    return one_sided(np.where(a == b, 0.0, a - b), below, above, at_tie)
 
 
 def maximum_forward(a: Array, b: Array, *, at_tie: float = 0.5) -> tuple[Array, tuple[Array, Array, float]]:

@@ -49,7 +49,7 @@ COSINE_EPS = 9.999999960041972e-13
 
 def active(missing: Array, at_zero: float) -> Array:
     """The derivative of max(z, 0): 0 below 0, 1 above, this weight at 0, and none where z is NaN."""
-    return np.where(np.isnan(missing.real), np.nan, one_sided(missing, 0.0, 1.0, at_zero))
+    return one_sided(missing, 0.0, 1.0, at_zero)
 
 
 def hinge_forward(x: Array, target: Array, *, reduction: str, at_margin: float = 0.0) -> tuple[Array, tuple[Any, ...]]:

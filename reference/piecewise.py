@@ -184,7 +184,7 @@ def prelu_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
     """f'(x) = weight below 0, 1 above, at 0 any number between; dweight = sum of dout x where x is below 0."""
     x, weight, at_zero = cache
     slope = _along_channels(weight, x.ndim)
-    negative = dout * np.where(x.real < 0, x, 0.0)
+    negative = dout * np.where(x.real > 0, 0.0, x)
     dweight = unbroadcast(negative, slope.shape).reshape(weight.shape)
     return {"x": dout * one_sided(x, slope, 1.0, at_zero), "weight": dweight}
 
