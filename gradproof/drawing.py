@@ -106,7 +106,8 @@ class Drawn:
     def case(self, dtype: str) -> Case:
         """The numbers, drawn in this dtype."""
         generator = np.random.default_rng(self.seed)
-        real_edges = (*EDGES, *(edge for node in self.network.nodes for edge in node.layer.edges))
+        edges = (*EDGES, *(edge for node in self.network.nodes for edge in node.layer.edges))
+        real_edges = [edge for edge in edges if _moderate(edge, dtype)]
         draw = partial(self._array, generator, np.dtype(dtype), real_edges)
         domains = {each.name: each.domain for each in self.network.inputs}
         names = [*domains, *self.network.parameters]
@@ -140,6 +141,13 @@ class Drawn:
         if domain.kind == "positive":  # what is too small for the dtype must not become 0
             held = np.maximum(held, limits(dtype).smallest_normal.astype(dtype))
         return np.asarray(held)
+
+
+def _moderate(edge: float, dtype: str) -> bool:
+    """In float16, whose range is soon left, only edges of a magnitude whose cube the dtype still holds."""
+    cube = abs(edge) ** 3
+    info = limits(dtype)
+    return dtype != "float16" or edge == 0.0 or float(info.smallest_normal) <= cube <= float(info.max)
 
 
 def _repeated(generator: np.random.Generator, integers: np.ndarray) -> np.ndarray:

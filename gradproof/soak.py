@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -222,11 +223,19 @@ class _Worker:
 
 def _start(plan: Plan) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _Worker.plan = plan
     _Worker.run = Run(load_adapters(plan.adapters), plan.dtypes, plan.seed, failures=plan.failures)
     _Worker.run.prepare()
     stale = [f"{each.adapter} {each.dtype}: stale: {each.divergence.layer}" for each in _Worker.run.report.stale]
     _Worker.probed = Outcome(false_alarms=[*_alarms(_Worker.run), *stale])
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _alarms(run: Run) -> Iterator[str]:
