@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gradproof.adapter import Adapter
-from gradproof.case import DTYPES, Case, case_from_json, network_from_json, network_to_json
+from gradproof.case import Case, case_from_json, network_from_json, network_to_json
 from gradproof.drawing import (
     BACKEND,
     EDGES,
@@ -31,6 +31,7 @@ from gradproof.drawing import (
     drawn_networks,
     networks,
 )
+from gradproof.dtypes import DTYPES
 from gradproof.faults import FAULTS
 from gradproof.layer import MAX_RANK, Axis, Choice, Integer, Integers, Layer, NewShape, Real, Shape, TrailingAxes
 from gradproof.network import Input, Network, Node

@@ -11,8 +11,8 @@ import pytest
 
 from gradproof.adapter import Adapter, Forward
 from gradproof.agreement import TensorCheck
-from gradproof.case import DTYPES
 from gradproof.check import Report, check
+from gradproof.dtypes import DTYPES
 from gradproof.faults import FAULTS, MISBEHAVIOUR, ROW_FAULTS, STRUCTURE_FAULTS, WALK_FAULTS, Fault
 from gradproof.network import Network
 from gradproof.reference import LAYERS, NumpyReference

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from gradproof.adapter import Adapter, Forward
-from gradproof.case import DTYPES, Case
+from gradproof.case import Case
 from gradproof.check import Report, Run, check, replay
+from gradproof.dtypes import DTYPES
 from gradproof.examination import Oracles, Subject, examine
 from gradproof.kinks import one_node, probe, probed_subject
 from gradproof.layer import Kink, Layer, Options
