@@ -182,7 +182,8 @@ def _local_response_norm(x: Any, size: int, alpha: float, beta: float, k: float)
     window = (1, size, *(1,) * (x.ndim - 2))
     reach = [(0, 0), (size // 2, (size - 1) // 2), *[(0, 0)] * (x.ndim - 2)]
     total = jax.lax.reduce_window(x * x, 0.0, jax.lax.add, window, (1,) * x.ndim, reach)
-    return x / (k + alpha / size * total) ** beta
+    root = (k + alpha / size * total) ** (0.5 * beta)
+    return x / root / root  # in two steps, for JAX's gradient squares a divisor
 
 
 def _weight_norm(x: Any, direction: Any, magnitude: Any, bias: Any = None) -> Any:
@@ -447,7 +448,10 @@ def _triplet_margin(
     """optax's triplet_margin_loss has eps inside the root and no absolute value under an odd power."""
 
     def distance(a: Any, b: Any) -> Any:
-        return jnp.linalg.norm(a - b + eps, ord=p, axis=-1)
+        apart = a - b + eps
+        peak = jax.lax.stop_gradient(jnp.abs(apart).max(axis=-1, keepdims=True))
+        scale = jnp.maximum(peak, jnp.finfo(apart.dtype).tiny)  # JAX takes powers as they are, and they overflow
+        return scale[..., 0] * jnp.linalg.norm(apart / scale, ord=p, axis=-1)
 
     to_negative = distance(anchor, negative)
     if swap:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.adapter import Adapter, supported
-from gradproof.case import Case
+from gradproof.case import Case, upcast
 from gradproof.divergence import Divergence, divergences_of
 from gradproof.dtypes import limits
 from gradproof.examination import Culprit, Examination, Oracles, Subject, TimeLimitError, examine, time_limit
@@ -165,9 +165,12 @@ def stale_divergences(subject: Subject, dtype: str) -> list[Divergence]:
 
 
 def _shows(subject: Subject, entry: Divergence, dtype: str) -> bool:
+    return examine(replace(subject, divergences=(entry,)), Oracles(witness_case(entry, dtype))).known
+
+
+def witness_case(entry: Divergence, dtype: str) -> Case:
+    """The case at which a known divergence must show."""
     layer = LAYERS[entry.layer]
     unreduced = {option.name: "none" for option in layer.options if option.name == "reduction"}
     case = one_node(layer, layer.defaults | unreduced | dict(entry.options), entry.witness, dtype)
-    case = replace(case, cotangent=np.asarray(case.cotangent.astype(np.float64) * entry.cotangent, dtype))
-    found = examine(replace(subject, divergences=(entry,)), Oracles(case))
-    return found.known
+    return replace(case, cotangent=np.asarray(upcast(case.cotangent) * entry.cotangent, dtype))

@@ -217,7 +217,7 @@ BAD_FIELDS = [
     ("schema", 2, "spec has schema 2; this version of gradproof reads schema 1"),
     ("schema", "1", "spec: 'schema' must be of type int, got '1'"),
     ("dtype", GONE, "spec: 'dtype' is missing"),
-    ("dtype", "float16", "unknown dtype 'float16'; valid dtypes: float64, float32"),
+    ("dtype", "float8", "unknown dtype 'float8'; valid dtypes: float64, float32, bfloat16, float16"),
     ("dtype", 64, "spec: 'dtype' must be of type str, got 64"),
     ("network", GONE, "spec: 'network' is missing"),
     ("network", [], "spec: 'network' must be of type dict, got []"),

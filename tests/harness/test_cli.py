@@ -680,7 +680,7 @@ HOW_TO_ADD = "package.module:Class or path/to/file.py:Class"
 UNKNOWN = {
     "adapter": f"unknown adapter 'nope'; valid adapters: {', '.join(adapter_names())}, or {HOW_TO_ADD}",
     "layer": f"unknown layer 'nope'; valid layers: {', '.join(LAYERS)}",
-    "dtype": "unknown dtype 'nope'; valid dtypes: float64, float32",
+    "dtype": "unknown dtype 'nope'; valid dtypes: float64, float32, bfloat16, float16",
     "example": f"unknown example 'nope'; valid examples: {', '.join(EXAMPLES)}",
     "spec": "nope: cannot be read: No such file or directory",
 }

@@ -19,7 +19,7 @@ from gradproof.check import Report, check
 from gradproof.divergence import Divergence, DivergenceError, divergences_of, explain, read_divergences
 from gradproof.dtypes import DTYPES
 from gradproof.examination import Examination, Oracles, Subject, examine
-from gradproof.kinks import one_node, stale_divergences
+from gradproof.kinks import one_node, stale_divergences, witness_case
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row
@@ -81,6 +81,26 @@ def changed(old: str, new: str) -> str:
     return ENTRY.replace(old, new)
 
 
+def test_an_entry_tells_what_differs_in_other_dtypes(tmp_path: Path) -> None:
+    also = """
+[divergence.also.float16]
+between = [11.0, inf]
+witness = { x = 12.0 }
+cotangent = 1000.0
+
+[divergence.also.bfloat16]
+max_relative_error = 0.5
+"""
+    half = replace(READ, dtypes=("float16",), between=(11.0, float("inf")), witness={"x": 12.0}, cotangent=1000.0)
+    coarse = replace(READ, dtypes=("bfloat16",), max_relative_error=0.5)
+    assert read_divergences(written(tmp_path, ENTRY + also)) == (READ, half, coarse)
+
+
+def test_an_entry_may_name_a_parameter(tmp_path: Path) -> None:
+    text = changed('"softplus"', '"weight_norm"').replace('argument = "x"', 'argument = "direction"')
+    assert read_divergences(written(tmp_path, text))[0].argument == "direction"
+
+
 REFUSED = {
     "no toml": ("[[divergence", "framework.toml: not TOML: "),
     "an unknown field": (
@@ -102,6 +122,10 @@ REFUSED = {
     "a bound alone": (
         changed("[20.0, inf]", "20.0"),
         "framework.toml: entry 1: between must be [low, high], got 20.0",
+    ),
+    "in another dtype": (
+        ENTRY + "[divergence.also.float16]\nbetween = [1.0]",
+        "framework.toml: entry 1: also float16: between must be [low, high], got [1.0]",
     ),
     "in a later entry": (
         ENTRY + changed("[20.0, inf]", "[]"),
@@ -128,6 +152,7 @@ MEANINGLESS = {
     "an unknown factor": changed("between =", 'times = "alpha"\nbetween ='),
     "an unknown kind": changed('["value", "gradient"]', '["gradients"]'),
     "an unknown dtype": changed('["float64"]', '["float63"]'),
+    "an unknown other dtype": ENTRY + "[divergence.also.float8]\nbetween = [1.0, inf]",
     "a witness of another argument": changed("{ x = 21.0 }", "{ y = 21.0 }"),
 }
 
@@ -547,12 +572,6 @@ def entries() -> Iterator[tuple[str, int, str]]:
 
 
 EACH_ENTRY = pytest.mark.parametrize(("name", "index", "dtype"), list(entries()))
-
-
-def witness_case(entry: Divergence, dtype: str) -> Case:
-    layer = LAYERS[entry.layer]
-    options: dict[str, Any] = {option.name: "none" for option in layer.options if option.name == "reduction"}
-    return one_node(layer, layer.defaults | options | dict(entry.options), dict(entry.witness), dtype)
 
 
 @EACH_ENTRY
