@@ -302,7 +302,8 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _bilinear(x1: Any, x2: Any, weight: Any, bias: Any = None) -> Any:
-    out = jnp.einsum("...i,oij,...j->...o", x1, weight, x2)
+    # As one einsum, JAX may begin with the outer product of x1 and x2, which overflows first.
+    out = jnp.einsum("...oj,...j->...o", jnp.einsum("...i,oij->...oj", x1, weight), x2)
     return out if bias is None else out + bias
 
 

@@ -465,7 +465,7 @@ ROWS: dict[str, Row] = {
 
 
 NO_HALF_KERNEL = ("local_response_norm", "multi_margin", "multilabel_margin", "ctc")
-"""Layers for which torch has no kernel on the CPU in bfloat16 and float16."""
+"""Layers for which torch has no kernel on the CPU in bfloat16 and float16; for some shapes alone in the first."""
 
 
 class TorchAdapter(TapeAdapter):

@@ -17,6 +17,7 @@ from gradproof.adapter import Adapter, Forward
 from gradproof.agreement import compare
 from gradproof.case import Case
 from gradproof.drawing import draw_each
+from gradproof.dtypes import VALID_DTYPES, limits
 from gradproof.examination import Examination, Oracles, Subject, examine
 from gradproof.kinks import one_node
 from gradproof.layer import UNIT, OptionValue
@@ -29,8 +30,8 @@ Arrays = Mapping[str, Array]
 
 SHIFT, GRID = False, True
 BOTH_KINDS = pytest.mark.parametrize("to_grid", [SHIFT, GRID], ids=["shift", "grid"])
-EACH_DTYPE = pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-COARSE_DTYPES = pytest.mark.parametrize("dtype", ["float16", "float32"])
+EACH_DTYPE = pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+COARSE_DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 
 
 def rounding(dtype: str = "float32", to_grid: bool = SHIFT, seed: int = 0) -> Rounding:
@@ -80,7 +81,7 @@ def test_a_shift_is_bounded_by_the_unit_and_fills_it(dtype: str) -> None:
 
 @COARSE_DTYPES
 def test_the_unit_is_half_a_unit_in_the_last_place(dtype: str) -> None:
-    assert rounding(dtype).unit == np.finfo(dtype).eps / 2
+    assert rounding(dtype).unit == limits(dtype).eps / 2
 
 
 @COARSE_DTYPES
@@ -98,7 +99,7 @@ def test_the_grid_gives_both_neighbours_and_nothing_else(dtype: str) -> None:
 
 @COARSE_DTYPES
 def test_the_grid_leaves_the_dtypes_own_numbers(dtype: str) -> None:
-    own = np.concatenate([normal(1000), [0.0, -0.0, 1.0, 3.0, float(np.finfo(dtype).max)]]).astype(dtype).astype(float)
+    own = np.concatenate([normal(1000), [0.0, -0.0, 1.0, 3.0, float(limits(dtype).max)]]).astype(dtype).astype(float)
     np.testing.assert_array_equal(rounding(dtype, GRID)(own), own)
 
 
@@ -126,7 +127,7 @@ def test_zero_stays_zero(dtype: str, to_grid: bool) -> None:
 @BOTH_KINDS
 @EACH_DTYPE
 def test_overflow_becomes_nan(dtype: str, to_grid: bool) -> None:
-    largest = float(np.finfo(dtype).max)
+    largest = float(limits(dtype).max)
     x = observe(np.array([largest, 1.0, -largest]), rounding(dtype, to_grid))
     with np.errstate(all="ignore"):
         doubled = np.asarray(x * 2.0)
@@ -156,12 +157,13 @@ def test_overflow_poisons_what_depends_on_it_and_nothing_else(to_grid: bool) -> 
 @EACH_DTYPE
 @BOTH_KINDS
 def test_numbers_below_the_smallest_normal_one_are_kept_or_flushed(dtype: str, to_grid: bool) -> None:
-    smallest = float(np.finfo(dtype).smallest_normal)
+    smallest = float(limits(dtype).smallest_normal)
     below = np.full(1000, smallest / 2)
     rounded = rounding(dtype, to_grid)(below)
     assert set(rounded) == {0.0, smallest / 2}
     assert 0.4 < (rounded == 0.0).mean() < 0.6
-    np.testing.assert_allclose(rounding(dtype, to_grid)(np.full(100, smallest)), smallest, rtol=1e-3, atol=0)
+    kept = rounding(dtype, to_grid)(np.full(100, smallest))
+    np.testing.assert_allclose(kept, smallest, rtol=float(limits(dtype).eps), atol=0)
 
 
 @BOTH_KINDS
@@ -419,7 +421,7 @@ def expected_of(of: Case) -> Arrays:
     return results(NumpyReference(), of.network, of.exact_values, of.cotangent.astype(float), "float64")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", VALID_DTYPES)
 def test_the_same_index_gives_the_same_samples(dtype: str) -> None:
     of = chain_case(dtype)
     expected = expected_of(of)
