@@ -17,7 +17,7 @@ VALID_DTYPES = (*DTYPES, *HALF)
 
 def limits(dtype: str | np.dtype[Any]) -> Any:
     """The dtype's `eps`, `max`, `smallest_normal` and so on, as `numpy.finfo` has them; for bfloat16 too."""
-    return ml_dtypes.finfo(np.dtype(dtype))
+    return ml_dtypes.finfo(np.dtype(dtype))  # type: ignore[no-untyped-call]
 
 
 def is_floating(value: Any) -> bool:
