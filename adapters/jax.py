@@ -451,7 +451,7 @@ def _triplet_margin(
     def distance(a: Any, b: Any) -> Any:
         apart = a - b + eps
         peak = jax.lax.stop_gradient(jnp.abs(apart).max(axis=-1, keepdims=True))
-        scale = jnp.maximum(peak, jnp.finfo(apart.dtype).tiny)  # JAX takes powers as they are, and they overflow
+        scale = jnp.maximum(peak, jnp.finfo(apart.dtype).tiny)  # type: ignore[no-untyped-call]  # JAX takes powers as they are, and they overflow
         return scale[..., 0] * jnp.linalg.norm(apart / scale, ord=p, axis=-1)
 
     to_negative = distance(anchor, negative)
