@@ -20,9 +20,9 @@ from rich.table import Table
 import gradproof.examination
 from gradproof.adapters.jax import JaxAdapter
 from gradproof.adapters.torch import TorchAdapter
-from gradproof.case import DTYPES
 from gradproof.check import Run
 from gradproof.drawing import Drawn, draw_each
+from gradproof.dtypes import DTYPES
 from gradproof.examination import Oracle
 from gradproof.noise import NoiseSamples
 
