@@ -16,6 +16,7 @@ import numpy as np
 
 from gradproof.agreement import THRESHOLD, TensorCheck, compare
 from gradproof.case import Case
+from gradproof.dtypes import limits
 from gradproof.hypotheses import HYPOTHESES, Coarse, Guess, Hypothesis, Suspect, rounded_to
 from gradproof.network import Node
 from gradproof.noise import NoiseSamples, tensors
@@ -172,7 +173,7 @@ def _explained(suspect: Suspect, alone: Observation, keys: Collection[str], hypo
 
 def _rounded(alone: Observation, keys: Iterable[str], guess: Coarse) -> list[str]:
     """The tensors whose numbers are all of a lower precision, and off by no more than it explains."""
-    bits = np.finfo(alone.case.dtype).nmant + 1
+    bits = int(limits(alone.case.dtype).nmant) + 1
     allowed = THRESHOLD * 2.0 ** (bits - guess.bits)
 
     def rounded(key: str) -> bool:
