@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from gradproof.layer import Domain, Layer, is_integer
 from gradproof.network import Input, Network, NetworkError, Node
 
 SCHEMA = 1
+_NOT_FINITE = {word: float(word) for word in ("nan", "inf", "-inf")}
 DOMAIN_KINDS = ("real", "unit", "positive", "sign", "index")
 
 
@@ -91,7 +93,7 @@ def network_to_json(network: Network) -> dict[str, Any]:
             "name": node.name,
             "layer": node.layer.name,
             "inputs": list(node.inputs),
-            "options": {name: list(v) if isinstance(v, tuple) else v for name, v in node.options},
+            "options": json_safe(dict(node.options)),
             "parameters": dict(node.parameters),
         }
         for node in network.nodes
@@ -104,6 +106,15 @@ def _domain_to_json(domain: Domain) -> dict[str, Any]:
     extra = {"extra": list(domain.extra)} if domain.extra else {}
     told = {"classes": domain.classes, "low": domain.low, "constant": domain.constant}
     return {name: value for name, value in told.items() if value} | extra
+
+
+def json_safe(data: Any) -> Any:
+    """The data with tuples as lists, and numbers that JSON has no form for as "nan", "inf" and "-inf"."""
+    if isinstance(data, dict):
+        return {key: json_safe(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [json_safe(each) for each in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def network_from_json(data: Mapping[str, Any], layers: Mapping[str, Layer]) -> Network:
@@ -148,12 +159,15 @@ def _node(data: Any, layers: Mapping[str, Layer]) -> Node:
 
 
 def _options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options with lists as tuples."""
+    """The options with lists as tuples, and the words of `json_safe` as numbers."""
     for name, value in options.items():
         parts = value if isinstance(value, list) else [value]
         if not all(isinstance(each, (bool, int, float, str)) for each in parts):
             raise SpecError(f"{where}: option {name!r} must be a number, a string or a list of integers, got {value!r}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else _NOT_FINITE.get(value, value)
+        for name, value in options.items()
+    }
 
 
 def _list(data: Any, key: str, where: str) -> list[Any]:
@@ -218,7 +232,7 @@ def save_case(case: Case, directory: Path, name: str) -> Path:
     path = directory / (re.sub(r"[^A-Za-z0-9_.-]", "-", name) + ".json")
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(case.to_json()))
+        partial.write_text(json.dumps(case.to_json(), allow_nan=False))
         return partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import secrets
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 
 from gradproof.adapter import Adapter
 from gradproof.architectures import ARCHITECTURES, drawn_architectures, layers_of
-from gradproof.case import Case, save_case
+from gradproof.case import Case, json_safe, save_case
 from gradproof.divergence import Divergence
 from gradproof.drawing import MAX_NODES, Drawn, draw_each
 from gradproof.dtypes import DTYPES, VALID_DTYPES
@@ -169,15 +168,6 @@ class Report:
                 "interrupted": self.interrupted,
             }
         )
-
-
-def json_safe(data: Any) -> Any:
-    """The data with tuples as lists, and numbers that JSON has no form for as "nan", "inf" and "-inf"."""
-    if isinstance(data, dict):
-        return {key: json_safe(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [json_safe(each) for each in data]
-    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def check(

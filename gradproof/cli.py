@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gradproof.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
 from gradproof.architectures import ARCHITECTURES
-from gradproof.case import SpecError, load_case
-from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, json_safe, replay
+from gradproof.case import SpecError, json_safe, load_case
+from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, replay
 from gradproof.divergence import DivergenceError
 from gradproof.drawing import MAX_NODES
 from gradproof.dtypes import DTYPES, VALID_DTYPES

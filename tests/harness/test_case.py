@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def classifier(dtype: str = "float64") -> Case:
 
 
 def every_kind_of_field() -> Drawn:
-    """Unit inputs, a scalar option, a shape option, a shared parameter, fan-out and an input used twice."""
+    """Unit inputs, scalar options (one infinite), a shape option, a shared parameter, fan-out, an input used twice."""
     network = Network(
         (Input("x", (1, 3)), Input("target", (3, 1), UNIT)),
         (
@@ -62,6 +63,7 @@ def every_kind_of_field() -> Drawn:
             node("column", "reshape", "slope", shape=(3, 1)),
             node("chance", "sigmoid", "column"),
             node("loss", "bce", "chance", "target", reduction="none"),
+            node("worst", "reduce_norm", "loss", p=math.inf),
         ),
     )
     return Drawn(network, seed=11, edge_share=0.2, scale=5.0)
