@@ -9,10 +9,26 @@ import math
 from functools import partial
 
 import numpy as np
-from scipy.special import ndtr
 
 from gradproof.layer import UNIT, Layer, Option, Real
-from gradproof.reference.common import Array, Gradients, clamp, log_one_plus_exp, logistic, magnitude
+from gradproof.reference.common import Array, Gradients, log_one_plus_exp, logistic, magnitude
+from gradproof.reference.digits import (
+    QUICK_GELU_SCALE,
+    gelu_slope,
+    gelu_tanh_slope,
+    logistic_rest,
+    mish_slope,
+    quick_gate_rest,
+    squareplus_slope,
+    squareplus_value,
+    tanh_gap,
+    tanh_slope,
+    times_logistic,
+    times_mish_gate,
+    times_normal,
+    times_quick_gate,
+    times_tanh_gate,
+)
 
 
 def identity_forward(x: Array) -> tuple[Array, None]:
@@ -27,24 +43,24 @@ def identity_backward(dout: Array, cache: None) -> Gradients:
 
 def tanh_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = tanh(x)."""
-    out = np.tanh(x)
-    return out, out
+    return np.tanh(x), x
 
 
-def tanh_backward(dout: Array, out: Array) -> Gradients:
-    """f'(x) = 1 - f(x)^2."""
-    return {"x": dout * (1.0 - out * out)}
+def tanh_backward(dout: Array, x: Array) -> Gradients:
+    """f'(x) = 1 - tanh(x)^2."""
+    return {"x": dout * tanh_slope(x)}
 
 
-def sigmoid_forward(x: Array) -> tuple[Array, Array]:
+def sigmoid_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = 1 / (1 + exp(-x))."""
     out = logistic(x)
-    return out, out
+    return out, (x, out)
 
 
-def sigmoid_backward(dout: Array, out: Array) -> Gradients:
+def sigmoid_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = f(x) (1 - f(x))."""
-    return {"x": dout * out * (1.0 - out)}
+    x, out = cache
+    return {"x": dout * out * logistic_rest(x)}
 
 
 def softplus_forward(x: Array, *, beta: float) -> tuple[Array, Array]:
@@ -58,77 +74,54 @@ def softplus_backward(dout: Array, scaled: Array) -> Gradients:
     return {"x": dout * logistic(scaled)}
 
 
-def silu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    """f(x) = x sigmoid(x) (Hendrycks and Gimpel 2016)."""
-    gate = logistic(x)
-    return x * gate, (x, gate)
+def silu_forward(x: Array) -> tuple[Array, Array]:
+    """f(x) = x s(x), with s the logistic function (Hendrycks and Gimpel 2016)."""
+    return times_logistic(x, x), x
 
 
-def silu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
-    """f'(x) = s + x s (1 - s), with s = sigmoid(x)."""
-    x, gate = cache
-    return {"x": dout * gate * (1.0 + x * (1.0 - gate))}
+def silu_backward(dout: Array, x: Array) -> Gradients:
+    """f'(x) = s(x) (1 + x (1 - s(x)))."""
+    return {"x": dout * times_logistic(1.0 + x * logistic_rest(x), x)}
 
 
-GELU_END = 40.0
-"""From here on the normal density is 0, and tanh is 1, in every dtype; powers of a large x would overflow."""
-
-
-def gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+def gelu_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = x P(x), with P the standard normal distribution function (Hendrycks and Gimpel 2016)."""
-    below = ndtr(x)
-    return x * below, (x, below)
+    return times_normal(x, x), x
 
 
-def gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+def gelu_backward(dout: Array, x: Array) -> Gradients:
     """f'(x) = P(x) + x p(x), with p(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
-    x, below = cache
-    near = clamp(x, -GELU_END, GELU_END)
-    density = np.exp(-0.5 * near * near) / math.sqrt(2.0 * math.pi)
-    return {"x": dout * (below + x * density)}
+    return {"x": dout * gelu_slope(x)}
 
 
-GELU_SCALE = math.sqrt(2.0 / math.pi)
-GELU_CUBIC = 0.044715
-QUICK_GELU_SCALE = 1.702
+def gelu_tanh_forward(x: Array) -> tuple[Array, Array]:
+    """f(x) = x t(x), t(x) = (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
+    return times_tanh_gate(x, x), x
 
 
-def gelu_tanh_forward(x: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    """f(x) = x / 2 (1 + tanh(u)), u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
-    near = clamp(x, -GELU_END, GELU_END)
-    bend = np.tanh(GELU_SCALE * (near + GELU_CUBIC * near * near * near))
-    return 0.5 * x * (1.0 + bend), (x, near, bend)
+def gelu_tanh_backward(dout: Array, x: Array) -> Gradients:
+    """f'(x) = t(x) + x / 2 (1 - tanh(u)^2) u', with u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)."""
+    return {"x": dout * gelu_tanh_slope(x)}
 
 
-def gelu_tanh_backward(dout: Array, cache: tuple[Array, Array, Array]) -> Gradients:
-    """f'(x) = (1 + t) / 2 + x / 2 (1 - t^2) u', with t = tanh(u), u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)."""
-    x, near, bend = cache
-    slope = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * near * near)
-    return {"x": dout * (0.5 * (1.0 + bend) + 0.5 * x * (1.0 - bend * bend) * slope)}
+def quick_gelu_forward(x: Array) -> tuple[Array, Array]:
+    """f(x) = x s(1.702 x), with s the logistic function (Hendrycks and Gimpel 2016)."""
+    return times_quick_gate(x, x), x
 
 
-def quick_gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    """f(x) = x sigmoid(1.702 x) (Hendrycks and Gimpel 2016)."""
-    gate = logistic(QUICK_GELU_SCALE * x)
-    return x * gate, (x, gate)
+def quick_gelu_backward(dout: Array, x: Array) -> Gradients:
+    """f'(x) = s (1 + 1.702 x (1 - s)), with s = s(1.702 x)."""
+    return {"x": dout * times_quick_gate(1.0 + QUICK_GELU_SCALE * x * quick_gate_rest(x), x)}
 
 
-def quick_gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
-    """f'(x) = s + 1.702 x s (1 - s), with s = sigmoid(1.702 x)."""
-    x, gate = cache
-    return {"x": dout * gate * (1.0 + QUICK_GELU_SCALE * x * (1.0 - gate))}
-
-
-def mish_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+def mish_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = x tanh(softplus(x)) (Misra 2019)."""
-    gate = np.tanh(log_one_plus_exp(x))
-    return x * gate, (x, gate)
+    return times_mish_gate(x, x), x
 
 
-def mish_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+def mish_backward(dout: Array, x: Array) -> Gradients:
     """f'(x) = t + x (1 - t^2) sigmoid(x), with t = tanh(softplus(x))."""
-    x, gate = cache
-    return {"x": dout * (gate + x * (1.0 - gate * gate) * logistic(x))}
+    return {"x": dout * mish_slope(x)}
 
 
 def softsign_forward(x: Array) -> tuple[Array, Array]:
@@ -142,24 +135,23 @@ def softsign_backward(dout: Array, below: Array) -> Gradients:
     return {"x": dout / below / below}
 
 
-def squareplus_forward(x: Array, *, b: float) -> tuple[Array, tuple[Array, Array]]:
+def squareplus_forward(x: Array, *, b: float) -> tuple[Array, tuple[Array, Array, float]]:
     """f(x) = (x + sqrt(x^2 + b)) / 2 (Barron 2021), with a scale taken out of the root, as x^2 may overflow."""
     scale = np.maximum(magnitude(x.real), math.sqrt(b))
     share = x / scale
     root = scale * np.sqrt(share * share + (math.sqrt(b) / scale) ** 2)
-    return 0.5 * (x + root), (x, root)
+    return squareplus_value(x, root, b=b), (x, root, b)
 
 
-def squareplus_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+def squareplus_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
     """f'(x) = (1 + x / sqrt(x^2 + b)) / 2."""
-    x, root = cache
-    return {"x": dout * 0.5 * (1.0 + x / root)}
+    x, root, b = cache
+    return {"x": dout * squareplus_slope(x, root, b=b)}
 
 
 def tanhshrink_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = x - tanh(x)."""
-    bend = np.tanh(x)
-    return x - bend, bend
+    return tanh_gap(x), np.tanh(x)
 
 
 def tanhshrink_backward(dout: Array, bend: Array) -> Gradients:
