@@ -342,11 +342,12 @@ def _sort(x: Any, *, axis: int, descending: bool) -> Any:
 
 
 def _top_k(x: Any, *, k: int, axis: int, largest: bool) -> Any:
+    if not largest:  # of -x, where NaN would come first
+        first = jax.lax.slice_in_dim(jnp.argsort(x, axis=axis), 0, k, axis=axis)
+        return jnp.take_along_axis(x, first, axis=axis)
     # XLA counts -0.0 as smaller than 0.0; without its sign, zero ties with zero.
-    signed = x if largest else -x
-    unsigned = signed - jax.lax.stop_gradient(jnp.where(signed == 0.0, signed, 0.0))
-    values, _ = jax.lax.top_k(unsigned, k, axis=axis)
-    return values if largest else -values
+    unsigned = x - jax.lax.stop_gradient(jnp.where(x == 0.0, x, 0.0))
+    return jax.lax.top_k(unsigned, k, axis=axis)[0]
 
 
 def _hardtanh(x: Any, min_val: float, max_val: float) -> Any:
@@ -436,7 +437,8 @@ def _cosine_embedding(x1: Any, x2: Any, target: Any, *, margin: float) -> Any:
     def direction(x: Any) -> Any:
         """x over its length, in which no square overflows."""
         scale = jax.lax.stop_gradient(jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), 1.0))
-        share, floor = x / scale, COSINE_FLOOR / scale
+        # XLA multiplies by the reciprocal, which is 0 for the largest numbers, but not for a quarter of them.
+        share, floor = (0.25 * x) / (0.25 * scale), COSINE_FLOOR / scale
         return share / jnp.sqrt((share * share).sum(axis=-1, keepdims=True) + floor * floor)
 
     cosine = (direction(x1) * direction(x2)).sum(axis=-1)

@@ -132,6 +132,11 @@ def _dice(x: Any, target: Any, *, axes: int, smooth: float, squared: bool, reduc
     return _reduced(1.0 - overlap, reduction)
 
 
+def _half_squared_error(x: Any, target: Any, reduction: str) -> Any:
+    error = x - target
+    return _reduced(0.5 * error * error, reduction)
+
+
 def _reduced(loss: Any, reduction: str) -> Any:
     return loss if reduction == "none" else getattr(loss, reduction)()
 
@@ -435,7 +440,7 @@ ROWS: dict[str, Row] = {
     "cumsum": _cumsum,
     # losses
     "mse": F.mse_loss,
-    "half_squared_error": Composed(lambda x, target, reduction: 0.5 * F.mse_loss(x, target, reduction=reduction)),
+    "half_squared_error": Composed(_half_squared_error),
     "mae": F.l1_loss,
     "huber": F.huber_loss,
     "smooth_l1": F.smooth_l1_loss,
