@@ -21,6 +21,9 @@ from gradproof.reference import LAYERS
 
 DIGITS = 50
 
+GOAL = 4.0
+"""Units in the last place that a value or a derivative may be off."""
+
 Number = Any  # mpmath's mpf, which has no types
 Definition = Callable[..., Number]
 
@@ -122,6 +125,10 @@ class Accuracy:
     gradient: float
     gradient_at: float
 
+    @property
+    def reaches_the_goal(self) -> bool:
+        return max(self.value, self.gradient) <= GOAL
+
 
 def accuracy(layer: Layer, options: Mapping[str, OptionValue]) -> Accuracy:
     """The layer with these options, value and derivative, at all its points."""
@@ -161,14 +168,18 @@ def units(got: float, exact: Number) -> float:
     return float(abs(mpmath.mpf(float(got)) - exact) / math.ulp(nearest))
 
 
+def accuracies_of(name: str) -> Iterator[Accuracy]:
+    """The layer of that name with each value of each option."""
+    layer = LAYERS[name]
+    yield accuracy(layer, dict(layer.defaults))
+    for option in layer.options:
+        for value in option.domain.choices((1,))[1:]:
+            yield accuracy(layer, dict(layer.defaults) | {option.name: value})
+
+
 def accuracies() -> Iterator[Accuracy]:
-    """Every elementwise layer with each value of each option."""
-    for name in DEFINITIONS:
-        layer = LAYERS[name]
-        yield accuracy(layer, dict(layer.defaults))
-        for option in layer.options:
-            for value in option.domain.choices((1,))[1:]:
-                yield accuracy(layer, dict(layer.defaults) | {option.name: value})
+    """Every elementwise layer."""
+    return (each for name in DEFINITIONS for each in accuracies_of(name))
 
 
 def table(found: Sequence[Accuracy]) -> str:

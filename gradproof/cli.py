@@ -6,14 +6,9 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gradproof.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
 from gradproof.architectures import ARCHITECTURES
@@ -23,6 +18,7 @@ from gradproof.divergence import DivergenceError
 from gradproof.drawing import MAX_NODES
 from gradproof.dtypes import DTYPES, VALID_DTYPES
 from gradproof.examples import EXAMPLES, UnknownExampleError, example
+from gradproof.progress import progress
 from gradproof.reference import LAYERS
 from gradproof.registry import adapter_names, load_adapter, load_adapters
 from gradproof.report import OutputConsole, conventions_table, diff, summary
@@ -33,7 +29,6 @@ AGREEMENT, DISAGREEMENT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 DEFAULT_ADAPTERS = ("torch", "jax")
 SHOWN_DIFFS = 5
-SECONDS_BETWEEN_LINES = 10.0
 
 ERRORS = (AdapterError, UsageError, SpecError, DivergenceError, UnknownExampleError)
 
@@ -201,7 +196,7 @@ def _add_walk(commands: Any) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     console = OutputConsole()
-    with _progress(options.networks) as advance:
+    with progress(options.networks, "networks") as advance:
         report = check(
             options.adapter or DEFAULT_ADAPTERS,
             networks=options.networks,
@@ -215,7 +210,7 @@ def _check(options: argparse.Namespace) -> int:
             memory=options.memory,
             failures=options.failures,
             stop_at_first=options.exitfirst,
-            progress=advance,
+            progress=lambda so_far: advance(so_far.networks, _so_far(so_far)),
         )
     return _show(report, options.json, console)
 
@@ -305,39 +300,6 @@ def _write_json(path: Path | None, data: Any) -> None:
         path.write_text(json.dumps(json_safe(data), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write {str(path)!r}: {error.strerror}") from None
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[Report], None]]:
-    """A bar on a terminal, now and then a line elsewhere; both on standard error."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(total)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("networks", total=total)
-        yield lambda report: bar.update(task, completed=report.networks, description=_so_far(report))
-
-
-def _lines(total: int) -> Callable[[Report], None]:
-    last = time.monotonic()
-
-    def advance(report: Report) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(
-                f"{report.networks} of {total} {_so_far(report)}, {report.seconds:.0f} s", file=sys.stderr, flush=True
-            )
-
-    return advance
 
 
 def _so_far(report: Report) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from gradproof.adapter import Adapter, AdapterError, Forward
 from gradproof.agreement import ILL_CONDITIONED, MANY_RUNS
@@ -28,6 +27,7 @@ from gradproof.examination import Oracles, Subject, examine
 from gradproof.kinks import probed_subject
 from gradproof.layer import Layer, Options, Shape
 from gradproof.network import Network
+from gradproof.progress import tracked
 from gradproof.registry import load_adapter
 from gradproof.sections import write_section
 
@@ -208,7 +208,7 @@ def graded(
         scenes, left_out[dtype] = _scenes(drawn, dtype, list(subjects.values()))
         tools = [tool for tool in _tools(subjects) if dtype in tool.dtypes]
         said: dict[str, list[Outcome]] = {tool.name: [] for tool in tools}
-        for scene in progress(scenes, f"graded faults, {dtype}"):
+        for scene in progress(scenes, f"networks, {dtype}"):
             for tool in tools:
                 said[tool.name] += _asked(tool, scene, ks)
         rows += [Row(name, dtype, tuple(outcomes)) for name, outcomes in said.items()]
@@ -542,7 +542,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.networks,
             options.seed,
             options.framework or FRAMEWORKS,
-            progress=lambda scenes, what: track(scenes, what, console=console),
+            progress=lambda scenes, what: tracked(scenes, len(scenes), what),
         )
     except AdapterError as error:
         console.print(f"error: {error}", markup=False)

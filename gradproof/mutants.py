@@ -10,6 +10,7 @@ import ast
 import difflib
 import inspect
 import multiprocessing
+import signal
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,12 +22,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from gradproof.case import Case
 from gradproof.drawing import Drawn, draw_each
 from gradproof.examination import Oracles, Subject, disagrees
 from gradproof.kinks import first_gradient, probe
+from gradproof.progress import tracked
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row
 from gradproof.sections import versions, write_section
@@ -353,6 +354,10 @@ def summary(outcomes: Iterable[Outcome], equivalents: Mapping[tuple[str, str], s
     return line, survived
 
 
+def _leave_interrupts_to_the_first() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge the mutants of all functions in several processes; 1 where one survives without a proof."""
     parser = argparse.ArgumentParser(prog="python -m gradproof.mutants", description=__doc__)
@@ -371,12 +376,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcomes: list[Outcome] = []
     # Processes of their own, not forks: JAX, where it is loaded, has threads that do not survive one.
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.processes, spawned) as pool, Progress(console=console) as progress:
-        task = progress.add_task("functions", total=len(options.function or known))
+    with ProcessPoolExecutor(options.processes, spawned, initializer=_leave_interrupts_to_the_first) as pool:
         jobs = [pool.submit(judge_all, each, options.networks, options.seed) for each in options.function or known]
-        for job in as_completed(jobs):
-            outcomes += job.result()
-            progress.advance(task)
+        try:
+            for job in tracked(as_completed(jobs), len(jobs), "functions"):
+                outcomes += job.result()
+        except KeyboardInterrupt:
+            for each in multiprocessing.active_children():
+                each.terminate()
+            console.print(f"interrupted after {len(outcomes)} mutants; nothing was written")
+            return 130
     line, survived = summary(outcomes, read_equivalents())
     if survived:
         options.survivors.write_text("".join(mutant.diff() for mutant in survived))

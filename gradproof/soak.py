@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import gradproof.adapters
 import gradproof.reference
@@ -35,6 +34,7 @@ from gradproof.check import FAILURE_DIRECTORY, Run, UsageError, require_known
 from gradproof.drawing import EDGE_SHARES, SCALES, Drawn, draw_each
 from gradproof.dtypes import VALID_DTYPES
 from gradproof.examination import Examination, rows
+from gradproof.progress import progress
 from gradproof.registry import load_adapters
 from gradproof.sections import write_section
 
@@ -446,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = {chunk: min(CHUNK, options.networks - chunk * CHUNK) for chunk in range(-(-options.networks // CHUNK))}
     done = {chunk: each for chunk, each in done.items() if each.networks == wanted.get(chunk)}
     journal.begin(done)
-    interrupted = _go_on(plan, wanted, done, journal, options.processes, console)
+    interrupted = _go_on(plan, wanted, done, journal, options.processes)
     outcome = Outcome()
     for chunk in sorted(done):
         outcome.merge(done[chunk])
@@ -466,27 +466,19 @@ def _go_on(
     done: dict[int, Outcome],
     journal: Journal,
     processes: int | None,
-    console: Console,
 ) -> bool:
     """Examine what is not done, and write it down as it comes; whether it was interrupted."""
     todo = {chunk: count for chunk, count in wanted.items() if chunk not in done}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        networks = sum(each.networks for each in done.values())
-        task = progress.add_task("networks", total=sum(wanted.values()), completed=networks)
-        alarms = sum(len(each.false_alarms) for each in done.values())
+    networks = sum(each.networks for each in done.values())
+    alarms = sum(len(each.false_alarms) for each in done.values())
+    with progress(sum(wanted.values()), "networks", networks) as advance:
         try:
             for chunk, outcome in soak(plan, todo, processes):
                 done[chunk] = outcome
                 journal.add(chunk, outcome)
+                networks += wanted[chunk]
                 alarms += len(outcome.false_alarms)
-                progress.update(task, advance=wanted[chunk], description=f"networks, {alarms} false alarms")
+                advance(networks, f"networks, {alarms} false alarms")
         except KeyboardInterrupt:
             return True
     return False

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import mpmath
 from rich.console import Console
-from rich.progress import track
 
 from gradproof import accuracy, sums
 from gradproof.check import Report, check
 from gradproof.faults import FAULTS, Fault
+from gradproof.progress import tracked
 from gradproof.sections import TRUST_PAGE, SectionError, versions, write_section
 
 NETWORKS = 200
@@ -124,9 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, default=TRUST_PAGE, metavar="FILE", help=f"default {TRUST_PAGE}")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
-    catches = [catch(each, options.seed) for each in track(FAULTS.values(), "planted faults", console=console)]
-    found = list(track(accuracy.accuracies(), "digits, elementwise", total=None, console=console))
-    added = list(track(sums.all_digits(seed=options.seed), "digits, sums", total=None, console=console))
+    catches = [catch(each, options.seed) for each in tracked(FAULTS.values(), len(FAULTS), "planted faults")]
+    found = [
+        each
+        for name in tracked(accuracy.DEFINITIONS, len(accuracy.DEFINITIONS), "elementwise layers")
+        for each in accuracy.accuracies_of(name)
+    ]
+    added = list(tracked(sums.all_digits(seed=options.seed), len(sums.DEFINITIONS), "layers that add up"))
     try:
         write_section(options.page, "faults", faults_section(catches, options.seed))
         write_section(options.page, "digits", digits_section(found))
@@ -136,11 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     missed = [each.fault.name for each in catches if not each.right]
     lost = [each.layer for each in added if not each.agrees]
+    lost += [each.layer for each in found if not each.reaches_the_goal]
     print(f"trust: planted={len(catches)} caught={len(catches) - len(missed)}")
     for name in missed:
         console.print(f"missed, or blamed on another layer: {name}", style="red", highlight=False)
     for name in lost:
-        console.print(f"disagrees with its exact definition: {name}", style="red", highlight=False)
+        console.print(f"lacks digits of its exact definition: {name}", style="red", highlight=False)
     return int(bool(missed or lost))
 
 

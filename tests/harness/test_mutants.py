@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +33,23 @@ def test_every_backward_function_has_mutants() -> None:
     assert sum(made.values()) >= 800
 
 
-def test_the_mistakes_of_one_function() -> None:
-    found = {(each.mistake, each.mutated) for each in mutants_of("activations.gelu_backward")}
+def test_the_mistakes_of_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutants, "backward_functions", lambda: {"here.gelu_backward": gelu_backward})
+    found = {(each.mistake, each.mutated) for each in mutants_of("here.gelu_backward")}
     assert found >= {
         ("operator swapped", "return {'x': dout * (below - x * density)}"),
         ("operand dropped", "return {'x': dout * below}"),
         ("operand dropped", "return {'x': below + x * density}"),
         ("sign flipped", "return {'x': -(dout * (below + x * density))}"),
         ("wrong cached value", "return {'x': dout * (dout + x * density)}"),
-        ("constant shifted", "density = np.exp(-1.5 * near * near) / math.sqrt(2.0 * math.pi)"),
+        ("constant shifted", "density = np.exp(-1.5 * x * x) / math.sqrt(2.0 * math.pi)"),
     }
+
+
+def gelu_backward(dout, cache):  # type: ignore[no-untyped-def]
+    x, below = cache
+    density = np.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
+    return {"x": dout * (below + x * density)}
 
 
 def test_a_sum_may_be_overwritten_or_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:

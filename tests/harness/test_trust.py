@@ -92,7 +92,8 @@ def test_the_command_writes_its_sections(
 ) -> None:
     planted = {"elu_sign_flipped": FAULTS["elu_sign_flipped"]}
     monkeypatch.setattr(trust, "FAULTS", planted)
-    monkeypatch.setattr(trust.accuracy, "accuracies", lambda: iter([EXP]))
+    monkeypatch.setattr(trust.accuracy, "DEFINITIONS", {"exp": None})
+    monkeypatch.setattr(trust.accuracy, "accuracies_of", lambda name: iter([EXP]))
     monkeypatch.setattr(trust.sums, "all_digits", lambda seed: iter([sums.Digits("mse", 3, 1.25, 2.5, True)]))
     page = tmp_path / "trust.md"
     page.write_text(PAGE)
