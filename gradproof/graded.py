@@ -20,9 +20,9 @@ from rich.console import Console
 
 from gradproof.adapter import Adapter, AdapterError, Forward
 from gradproof.agreement import ILL_CONDITIONED, MANY_RUNS
-from gradproof.case import Case
+from gradproof.case import Case, upcast
 from gradproof.drawing import Drawn, draw_each
-from gradproof.dtypes import DTYPES
+from gradproof.dtypes import VALID_DTYPES
 from gradproof.examination import Oracles, Subject, examine
 from gradproof.kinks import probed_subject
 from gradproof.layer import Layer, Options, Shape
@@ -186,7 +186,7 @@ def graded(
     networks: int = NETWORKS,
     seed: int = 1,
     frameworks: Sequence[str] = FRAMEWORKS,
-    dtypes: Sequence[str] = DTYPES,
+    dtypes: Sequence[str] = VALID_DTYPES,
     ks: Sequence[int] = KS,
     progress: Callable[[Sequence[Scene], str], Iterable[Scene]] = lambda scenes, what: scenes,
 ) -> Graded:
@@ -296,11 +296,11 @@ def _leaves(network: Network) -> list[str]:
 
 def _tools(subjects: Mapping[str, Subject]) -> Iterator[Tool]:
     for name, subject in subjects.items():
-        yield Tool(f"gradproof on {name}", tuple(DTYPES), _gradproof(subject))
+        yield Tool(f"gradproof on {name}", VALID_DTYPES, _gradproof(subject))
         yield from NUMERICAL[name](subject.adapter)
     framework, subject = next(iter(subjects.items()))
     for name, close in FIXED.items():
-        yield Tool(f"{name} on {framework}", tuple(DTYPES), _fixed(subject, close))
+        yield Tool(f"{name} on {framework}", VALID_DTYPES, _fixed(subject, close))
 
 
 class Spoilt:
@@ -365,7 +365,7 @@ def _close_to_torch(got: np.ndarray, right: np.ndarray) -> bool:
 
 def _close_to_numpy(got: np.ndarray, right: np.ndarray) -> bool:
     try:
-        np.testing.assert_allclose(got, right)
+        np.testing.assert_allclose(upcast(got), upcast(right))
     except AssertionError:
         return False
     return True
@@ -374,8 +374,10 @@ def _close_to_numpy(got: np.ndarray, right: np.ndarray) -> bool:
 FIXED: dict[str, Close] = {
     "torch.testing.assert_close": _close_to_torch,
     "np.testing.assert_allclose": _close_to_numpy,
-    "np.allclose": lambda got, right: bool(np.allclose(got, right)),
-    "np.allclose(rtol=1e-3, atol=1e-3)": lambda got, right: bool(np.allclose(got, right, rtol=1e-3, atol=1e-3)),
+    "np.allclose": lambda got, right: bool(np.allclose(upcast(got), upcast(right))),
+    "np.allclose(rtol=1e-3, atol=1e-3)": lambda got, right: bool(
+        np.allclose(upcast(got), upcast(right), rtol=1e-3, atol=1e-3)
+    ),
 }
 """Fixed tolerances as people use them: the defaults, and what is commonly typed."""
 
