@@ -17,6 +17,7 @@ from gradproof.adapter import Adapter, Forward
 from gradproof.network import Network
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.common import unbroadcast
+from gradproof.reference.digits import times_logistic, times_normal
 from gradproof.reference.walk import Row
 
 Array = np.ndarray[Any, Any]
@@ -184,14 +185,14 @@ ROW_FAULTS = (
         "silu_second_term_missing",
         "silu",
         "x s (1 - s) is missing",
-        lambda g, dout, c: {"x": dout * c[1]},
+        lambda g, dout, x: {"x": times_logistic(dout, x)},
         named="product term missing",
     ),
     _row_fault(
         "gelu_density_missing",
         "gelu",
         "x p(x) is missing",
-        lambda g, dout, c: {"x": dout * c[1]},
+        lambda g, dout, x: {"x": times_normal(dout, x)},
         named="product term missing",
     ),
     _pair_fault(
@@ -810,7 +811,7 @@ def _overwriting_its_cache(layer: str) -> Row:
 
     def in_place(dout: Array, cache: Any) -> Gradients:
         gradients = backward(dout, cache)
-        np.copyto(cache[1], gradients["x"])
+        np.copyto(cache, gradients["x"])
         return gradients
 
     return forward, in_place
@@ -825,10 +826,10 @@ def _cotangent_in_place(dout: Array, cache: Any) -> Gradients:
 TAPE_FAULTS = (
     Fault("tape_adds_up", None, "a second backward pass on the same tape adds to the first", _AddingTape),
     _pair_fault(
-        "gelu_cache_overwritten",
-        "gelu",
+        "tanhshrink_cache_overwritten",
+        "tanhshrink",
         "the backward pass computes in place, into what it needs the next time",
-        _overwriting_its_cache("gelu"),
+        _overwriting_its_cache("tanhshrink"),
     ),
     _pair_fault(
         "relu_cotangent_overwritten",
