@@ -453,8 +453,11 @@ def _triplet_margin(
     def distance(a: Any, b: Any) -> Any:
         apart = a - b + eps
         peak = jax.lax.stop_gradient(jnp.abs(apart).max(axis=-1, keepdims=True))
-        scale = jnp.maximum(peak, jnp.finfo(apart.dtype).tiny)  # type: ignore[no-untyped-call]  # JAX takes powers as they are, and they overflow
-        return scale[..., 0] * jnp.linalg.norm(apart / scale, ord=p, axis=-1)
+        some = peak > 0.0  # the derivative of the norm of nothing is 0 by choice; JAX makes it NaN
+        tiny = jnp.finfo(apart.dtype).tiny  # type: ignore[no-untyped-call]
+        scale = jnp.maximum(peak, tiny)  # JAX takes powers as they are, and they overflow
+        lengths = scale[..., 0] * jnp.linalg.norm(jnp.where(some, apart / scale, 1.0), ord=p, axis=-1)
+        return jnp.where(some[..., 0], lengths, 0.0)
 
     to_negative = distance(anchor, negative)
     if swap:

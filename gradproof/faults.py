@@ -807,14 +807,18 @@ class _AddingTape(NumpyReference):
 
 def _overwriting_its_cache(layer: str) -> Row:
     """The backward function computes into an array that the forward pass has kept for it."""
-    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+    right, backward = LAYERS[layer].forward, LAYERS[layer].backward
 
-    def in_place(dout: Array, cache: Any) -> Gradients:
-        gradients = backward(dout, cache)
-        np.copyto(cache, gradients["x"])
+    def keeping(x: Array) -> tuple[Array, Array]:
+        out, cache = right(x)
+        return out, cache.copy()
+
+    def in_place(dout: Array, kept: Array) -> Gradients:
+        gradients = backward(dout, kept)
+        np.copyto(kept, gradients["x"])
         return gradients
 
-    return forward, in_place
+    return keeping, in_place
 
 
 def _cotangent_in_place(dout: Array, cache: Any) -> Gradients:
@@ -826,10 +830,10 @@ def _cotangent_in_place(dout: Array, cache: Any) -> Gradients:
 TAPE_FAULTS = (
     Fault("tape_adds_up", None, "a second backward pass on the same tape adds to the first", _AddingTape),
     _pair_fault(
-        "tanhshrink_cache_overwritten",
-        "tanhshrink",
+        "gelu_cache_overwritten",
+        "gelu",
         "the backward pass computes in place, into what it needs the next time",
-        _overwriting_its_cache("tanhshrink"),
+        _overwriting_its_cache("gelu"),
     ),
     _pair_fault(
         "relu_cotangent_overwritten",

@@ -339,10 +339,10 @@ TANH_IS_OFF = '''
 from gradproof.reference import LAYERS, NumpyReference
 
 
-def backward(dout, cache):
-    """10 % too large for outputs from 0.9 to 0.99."""
-    off = (cache > 0.9) & (cache < 0.99)
-    return {"x": LAYERS["tanh"].backward(dout, cache)["x"] * (1.1 if {wrong} else 1.0) ** off}
+def backward(dout, x):
+    """10 % too large from 1.5 to 2.5."""
+    off = (x > 1.5) & (x < 2.5)
+    return {"x": LAYERS["tanh"].backward(dout, x)["x"] * (1.1 if {wrong} else 1.0) ** off}
 
 
 class Mine(NumpyReference):

@@ -753,14 +753,14 @@ def write_back_cotangent(dout: Array, out: Array) -> Gradients:
     return {"x": dout * (1.0 - out * out)}
 
 
-def scale_cache(dout: Array, out: Array) -> Gradients:
-    out *= out
-    return {"x": dout * (1.0 - out)}
+def scale_cache(dout: Array, bend: Array) -> Gradients:
+    bend *= bend
+    return {"x": dout * bend}
 
 
-def write_back_cache(dout: Array, out: Array) -> Gradients:
-    out *= 1.0
-    return {"x": dout * (1.0 - out * out)}
+def write_back_cache(dout: Array, bend: Array) -> Gradients:
+    bend *= 1.0
+    return {"x": dout * bend * bend}
 
 
 def clear_cache(dout: Array, cache: Any) -> Gradients:
@@ -780,14 +780,17 @@ class Momentum:
         return {"x": self.last}
 
 
-TANH = case_of("tanh", (2, 3))
+TANH, TANHSHRINK = case_of("tanh", (2, 3)), case_of("tanhshrink", (2, 3))
 IMPURE: dict[str, tuple[Case, str]] = {
     "forward scales its input": (rewritten(TANH, forward=scale_input), "forward wrote to its inputs"),
     "forward writes its input back": (rewritten(TANH, forward=write_back_input), "a read-only array was written to"),
     "backward scales its cotangent": (rewritten(TANH, backward=scale_cotangent), "to the inputs or to its cotangent"),
     "backward writes its cotangent back": (rewritten(TANH, backward=write_back_cotangent), "a read-only array"),
-    "backward scales its cache": (rewritten(TANH, backward=scale_cache), "backward wrote to its cache"),
-    "backward writes its cache back": (rewritten(TANH, backward=write_back_cache), "a read-only array was written to"),
+    "backward scales its cache": (rewritten(TANHSHRINK, backward=scale_cache), "backward wrote to its cache"),
+    "backward writes its cache back": (
+        rewritten(TANHSHRINK, backward=write_back_cache),
+        "a read-only array was written to",
+    ),
     "backward empties a list": (
         rewritten(case_of("concatenate", (3,), (3,)), backward=clear_cache),
         "backward wrote to its cache",
