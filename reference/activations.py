@@ -60,7 +60,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 def sigmoid_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = f(x) (1 - f(x))."""
     x, out = cache
-    return {"x": dout * out * logistic_rest(x)}
+    return {"x": dout * out * logistic_rest(x, out)}
 
 
 def softplus_forward(x: Array, *, beta: float) -> tuple[Array, Array]:
@@ -81,7 +81,7 @@ def silu_forward(x: Array) -> tuple[Array, Array]:
 
 def silu_backward(dout: Array, x: Array) -> Gradients:
     """f'(x) = s(x) (1 + x (1 - s(x)))."""
-    return {"x": dout * times_logistic(1.0 + x * logistic_rest(x), x)}
+    return {"x": dout * times_logistic(1.0 + x * logistic_rest(x, logistic(x)), x)}
 
 
 def gelu_forward(x: Array) -> tuple[Array, Array]:

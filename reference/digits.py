@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import erfcx, ndtr
 
-from gradproof.reference.common import Array, clamp, log_one_plus_exp, logistic, magnitude
+from gradproof.reference.common import Array, clamp, log_one_plus_exp, logistic, magnitude, positive_part
 
 GELU_SCALE = math.sqrt(2.0 / math.pi)
 GELU_CUBIC = 0.044715
@@ -79,10 +79,10 @@ def tanh_slope(x: Array) -> Array:
     return 4.0 * decay / (below * below)
 
 
-@usually(lambda x: 1.0 - logistic(x))
-def logistic_rest(x: Array) -> Array:
-    """1 - sigmoid(x) = sigmoid(-x)."""
-    return logistic(-x)
+@usually(lambda x, out: 1.0 - out)
+def logistic_rest(x: Array, out: Array) -> Array:
+    """1 - out, out = sigmoid(x); above 0, where it cancels, exp(-x) out."""
+    return np.where(x.real < 0, 1.0 - out, np.exp(-positive_part(x)) * out)
 
 
 @usually(lambda a, x: a * logistic(x))

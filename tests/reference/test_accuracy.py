@@ -52,6 +52,7 @@ def rounding(array: np.ndarray) -> np.ndarray:
 def arguments_of(function: Callable[..., np.ndarray]) -> list[np.ndarray]:
     names = list(inspect.signature(function).parameters)
     given = {"x": ORDINARY, "a": ORDINARY[::-1] + 0.5, "root": np.sqrt(ORDINARY**2 + 4.0), "b": np.float64(4.0)}
+    given["out"] = 1.0 / (1.0 + np.exp(-ORDINARY))
     return [given[name] for name in names]
 
 
