@@ -366,7 +366,7 @@ def _row_of_three(shape: Shape, options: Options) -> bool:
 
 
 def _orthogonal(shape: Shape, options: Options) -> bool:
-    return shape == (3,) and not options["margin"]
+    return shape == (4,) and not options["margin"]
 
 
 def _one_apart(shape: Shape, options: Options) -> bool:
@@ -395,7 +395,9 @@ RANKED = (Argument("x1"), Argument("x2", _real, same_shape), Argument("target", 
 PAIRED = (Argument("x1"), Argument("x2", _real, same_shape), Argument("target", _label, _one_per_row))
 TRIPLET = (Argument("anchor"), Argument("positive", _real, same_shape), Argument("negative", _real, same_shape))
 
-ORTHOGONAL = {"x1": [1.0, 1.0, 2.0], "x2": [1.0, 1.0, -1.0]}
+ORTHOGONAL = {"x1": [32.0] * 4, "x2": [1.0, 1.0, -1.0, -1.0]}
+"""Whose lengths are powers of 2, so that nothing is rounded, in whatever order it is computed."""
+
 APART = {"anchor": [0.0] * 3, "positive": [-0.875] * 3, "negative": [1.125, 1.125, 2.125]}
 
 CLASSES: tuple[Shape, ...] = ((2, 3), (3,), (3, 2), (1, 5), (2, 1))
@@ -496,7 +498,7 @@ LAYERS = (
         Option("margin", Real(-1.0, 1.0, (0.0, 0.5, -0.25)), 0.0),
         ranks=(1, 2),
         shapes=((2, 3), (3,), (4, 1), (3, 2)),
-        kinks=(Kink("at_margin", point=ORTHOGONAL, default=1.0, shape=(3,), when=_orthogonal),),
+        kinks=(Kink("at_margin", point=ORTHOGONAL, default=1.0, shape=(4,), when=_orthogonal),),
     ),
     _row_loss(
         "triplet_margin",
