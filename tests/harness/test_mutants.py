@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -128,6 +129,19 @@ def test_survivors_are_written_down(
     assert main([*hinge, "--survivors", str(survivors)]) == 1
     assert "+    return {'x': -g / target, 'target': -g * x}\n" in survivors.read_text()
     assert " survived=0" not in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_in_one_line_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*jobs: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mutants, "tracked", interrupted)
+    page = tmp_path / "page.md"
+    assert main(["--function", TANH, "--networks", "5", "--processes", "1", "--page", str(page)]) == 130
+    assert capsys.readouterr() == ("", "interrupted after 0 mutants; nothing was written\n")
+    assert not page.exists()
 
 
 def test_an_unknown_function_is_refused_with_the_valid_ones(capsys: pytest.CaptureFixture[str]) -> None:

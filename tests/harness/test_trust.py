@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradproof import mutants, sums, trust
-from gradproof.accuracy import accuracy
+from gradproof.accuracy import GOAL, accuracy
 from gradproof.check import Report
 from gradproof.faults import FAULTS, Fault
 from gradproof.mutants import mutants_of, read_equivalents
@@ -103,6 +103,10 @@ def test_the_command_writes_its_sections(
     assert "| exp | " in page.read_text()
     assert "1 of 1 layers agree" in page.read_text()
     assert "| mse | 3 | 1.2 | 2.5 |" in page.read_text()
+    monkeypatch.setattr(trust.accuracy, "accuracies_of", lambda name: iter([replace(EXP, gradient=GOAL + 0.1)]))
+    assert main(["--page", str(page)]) == 1
+    assert capsys.readouterr().err.endswith("lacks digits of its exact definition: exp\n")
+    monkeypatch.setattr(trust.accuracy, "accuracies_of", lambda name: iter([EXP]))
     monkeypatch.setattr(trust, "NETWORKS", 5)
     monkeypatch.setitem(planted, "none", Fault("none", "tanh", "nothing is wrong", NumpyReference))
     assert main(["--page", str(page)]) == 1
