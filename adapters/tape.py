@@ -34,12 +34,16 @@ class TapeAdapter(TableAdapter):
 
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
         known = {name: self.tensor(value, dtype) for name, value in values.items()}
+        live: dict[str, np.ndarray] = {}
+        outputs: dict[str, np.ndarray] = {}
         for node in network.nodes:
             out = self.call(node, known)
             # A function that hands its input back would merge the gradients of two names.
             passed_on = any(out is known[source] for source in node.inputs)
             known[node.name] = self.alias(out) if passed_on else out
-        return Forward({node.name: self.array(known[node.name]) for node in network.nodes}, (network, known))
+            live[node.name] = self.array(known[node.name])
+            outputs[node.name] = live[node.name].copy()
+        return Forward(outputs, (network, known), live)
 
     def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, np.ndarray]:
         network, known = forward.tape

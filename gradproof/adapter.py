@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,12 +42,15 @@ class RelayedMemoryError(RelayedError, MemoryError):
 class Forward:
     """What a forward pass leaves behind.
 
-    outputs: node name -> NumPy array in the dtype asked for, for every node.
+    outputs: node name -> NumPy array in the dtype asked for, for every node, as it was when it was computed.
     tape: whatever the same adapter's backward pass needs.
+    live: the same arrays where they share memory with what the tape holds, so that it shows when that is overwritten;
+        none where `outputs` are such arrays already, or nothing can overwrite them.
     """
 
     outputs: Mapping[str, np.ndarray]
     tape: Any
+    live: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Adapter(Protocol):

@@ -1,7 +1,7 @@
-"""Do two sets of tensors agree to within the rounding that the dtype explains?
+"""Does a tensor satisfy its equation, to within the rounding that the dtype explains?
 
-The error of an element is counted in noise units: error / (floor of the element + mean floor of its
-tensor + one rounding of its value + the smallest normal number).
+The error of an element is counted in noise units: what is left of it beyond the rounding of the result to the dtype,
+over (floor of the element + mean floor of its tensor + one rounding in the arithmetic's own dtype).
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.dtypes import limits
+from gradproof.dtypes import is_floating, limits
+from gradproof.equations import ARITHMETICS, INSIDE, Arithmetic, Floor, Statement
 from gradproof.layer import Shape
-from gradproof.noise import Floor, NoiseSamples
+from gradproof.reference import NumpyReference
 
-THRESHOLD = 16.0
+THRESHOLD = 8.0
 """Noise units above which an element disagrees: one number for every dtype, depth and layer."""
 
-SUFFICIENT = 8.0
-"""Noise units up to which no more runs are needed; counted against one rounding alone, no run at all."""
+SUFFICIENT = 4.0
+"""Noise units up to which no more runs are made."""
 
 FEW_RUNS, MANY_RUNS = 4, 64
 """Perturbed runs to begin with, and before anything is called wrong."""
 
-ILL_CONDITIONED = 0.05
-"""Where the mean floor of a tensor exceeds this share of its mean magnitude, first-order reasoning ends."""
+WHOLE_ROUNDINGS = {"float64": 4.0, "float32": 4.0, "bfloat16": 1.0, "float16": 1.0}
+"""dtype -> roundings of the result up to which an error needs no run: in half precision a right one makes but one."""
 
-LOOSE_THRESHOLD = 256.0
-"""Noise units above which an element of an ill-conditioned tensor disagrees."""
+SMALLEST = {"float16": "smallest_subnormal"}
+"""dtype -> which of its limits an error may have near 0; the smallest normal number where it is not named, for hardware
+flushes subnormal numbers of other dtypes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +49,10 @@ class TensorCheck:
 
     key: "value:NODE" or "gradient:NAME". kind: None where it agrees, else what is wrong.
     max_error, index, expected, got: the element with the most noise units (None where nothing was compared).
-    noise_units: the worst over all verified elements; an upper bound where the first test sufficed.
-    unverifiable, ill_conditioned: numbers of elements. evidence: all elements, where values disagree.
+    noise_units: the worst over all verified elements. bound: whether that is an upper bound, of a tensor for which no
+    noise was measured because its error is within a few roundings of the result.
+    unverifiable: number of elements of which nothing can be said. evidence: all elements, where values disagree.
+    algorithm: the honest algorithm that loses these digits, where the textbook formula would not.
     second_pass: it agrees after one backward pass, and what is told is of a second one on the same tape.
     """
 
@@ -60,9 +64,10 @@ class TensorCheck:
     index: tuple[int, ...] | None = None
     expected: Any = None
     got: Any = None
+    bound: bool = False
     unverifiable: int = 0
-    ill_conditioned: int = 0
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
+    algorithm: str | None = None
     second_pass: bool = False
 
     @property
@@ -78,29 +83,32 @@ class TensorCheck:
         return int(np.prod(self.shape, dtype=int))
 
 
-def compare(
-    expected: Mapping[str, np.ndarray], got: Mapping[str, Any], samples: NoiseSamples, dtype: str
-) -> tuple[TensorCheck, ...]:
-    """Check every expected tensor: present, of the right shape and dtype, finite, and agreeing; then no others."""
-    checks = [_check(key, expected, got.get(key), samples, np.dtype(dtype)) for key in expected]
-    unknown = [_unknown(key, got[key]) for key in got.keys() - expected.keys()]
-    return (*checks, *sorted(unknown, key=lambda check: check.key))
-
-
-def _unknown(key: str, got: Any) -> TensorCheck:
+def unknown(key: str, got: Any) -> TensorCheck:
+    """The check of a tensor that nobody asked for."""
     shape = getattr(got, "shape", ())
     return TensorCheck(key, shape, "missing", float("inf"), expected="nothing of this name", got="not asked for")
 
 
-def _check(
-    key: str, every: Mapping[str, np.ndarray], got: Any, samples: NoiseSamples, dtype: np.dtype[Any]
+def judge(
+    statement: Statement,
+    got: Any,
+    dtype: str,
+    arithmetics: Mapping[str, Arithmetic] | None = None,
+    references: Mapping[str, NumpyReference] | None = None,
 ) -> TensorCheck:
-    expected = every[key]
-    fault = _structural_fault(expected, got, dtype)
+    """Check one tensor: present, of the right shape and dtype, finite, and as its equation says.
+
+    arithmetics: node -> class of its arithmetic, inside where it is not named. references: node -> the reference with
+    the formulas from which its floor is measured, where these are not the textbook's.
+    """
+    fault = _structural_fault(statement.expected, got, np.dtype(dtype))
     if fault:
         kind, wanted, found = fault
-        return TensorCheck(key, expected.shape, kind, float("inf"), expected=wanted, got=found)
-    return _check_values(key, every, got.astype(np.float64), samples, dtype)
+        return TensorCheck(statement.key, statement.expected.shape, kind, float("inf"), expected=wanted, got=found)
+    if statement.open:
+        count = statement.expected.size
+        return TensorCheck(statement.key, statement.expected.shape, None, unverifiable=count)
+    return _Comparison(statement, np.asarray(got, np.float64), dtype).result(arithmetics or {}, references or {})
 
 
 def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
@@ -110,93 +118,100 @@ def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> t
         return "dtype", f"a NumPy array of {dtype}", type(got).__name__
     if got.shape != expected.shape:
         return "shape", str(list(expected.shape)), str(list(got.shape))
-    if got.dtype != dtype:
+    if got.dtype != dtype or not is_floating(np.asarray(got)):
         return "dtype", str(dtype), str(got.dtype)
     return None
 
 
-def _floor(key: str, every: Mapping[str, np.ndarray], samples: NoiseSamples, count: int) -> Floor:
-    """The floor of a tensor; where a value is beyond the dtype's range, its gradient says nothing either."""
-    floor = samples.floor(key, every[key], count)
-    value = key.replace("gradient:", "value:", 1)
-    if value == key or value not in every:
-        return floor
-    lost = samples.floor(value, every[value], count).overflows
-    return Floor(np.where(lost, 0.0, floor.spread), floor.overflows | lost)
+class _Comparison:
+    """One tensor beside what it must be."""
+
+    def __init__(self, statement: Statement, got: np.ndarray, dtype: str) -> None:
+        self.statement = statement
+        self.got = got
+        self.dtype = np.dtype(dtype)
+        self.terms = max(len(statement.parts), 1)
+        expected, info = statement.expected, limits(dtype)
+        self.tiny = self.terms * float(getattr(info, SMALLEST.get(dtype, "smallest_normal")))
+        with np.errstate(all="ignore"):
+            error = np.abs(got - expected)
+            error = np.where(_alike(got, expected, info), 0.0, error)
+            if not statement.finite:  # how far a NaN or an infinity spreads is not laid down
+                error = np.where(~np.isfinite(got) & ~np.isfinite(expected), 0.0, error)
+            self.error = np.where(np.isnan(error), np.inf, error)
+            self.rounding = self._one_rounding(self.dtype)
+            self.roundings = self.error / self.rounding
+
+    def _one_rounding(self, dtype: np.dtype[Any]) -> np.ndarray:
+        """Half a unit in the last place of every term of the sum, and of every partial sum."""
+        return np.asarray(0.5 * float(limits(dtype).eps) * self.terms * self.statement.size + self.tiny)
+
+    def result(self, arithmetics: Mapping[str, Arithmetic], references: Mapping[str, NumpyReference]) -> TensorCheck:
+        within = self.roundings <= WHOLE_ROUNDINGS[self.dtype.name]
+        if within.all():
+            return self._told(None, self.roundings, bound=bool(self.error.any()))
+        for count in (FEW_RUNS, MANY_RUNS):
+            floor = self.statement.floor(count, arithmetics, references)
+            lost = ~within & self._lost(floor)
+            units = np.where(lost | (self.error == 0.0), 0.0, self._units(floor, ~lost, arithmetics))
+            if units.max() <= SUFFICIENT:
+                break
+        wrong = units > THRESHOLD
+        kind = None if not wrong.any() else self.statement.key.partition(":")[0]
+        if (~np.isfinite(self.got) & wrong).any():
+            kind = "nonfinite"
+        return self._told(kind, units, unverifiable=int(lost.sum()), wrong=wrong)
+
+    def _lost(self, floor: Floor) -> np.ndarray:
+        """Where nothing can be said."""
+        if self.statement.finite:
+            return floor.lost
+        return floor.lost | ~np.isfinite(self.got) | ~np.isfinite(self.statement.expected)
+
+    def _units(self, floor: Floor, verified: np.ndarray, arithmetics: Mapping[str, Arithmetic]) -> np.ndarray:
+        classes = [arithmetics.get(equation.node.name, INSIDE) for equation, _ in self.statement.parts] or [INSIDE]
+        coarsest = max(classes, key=[*ARITHMETICS.values()].index).operations(self.dtype)
+        allowed = 0.0 if coarsest == self.dtype else self.rounding
+        with np.errstate(all="ignore"):
+            mean = _mean(floor.spread[verified]) if verified.any() else 0.0
+            units = np.maximum(self.error - allowed, 0.0) / (floor.spread + mean + self._one_rounding(coarsest))
+        return np.where(np.isnan(units), np.inf, units)
+
+    def _told(
+        self,
+        kind: str | None,
+        units: np.ndarray,
+        bound: bool = False,
+        unverifiable: int = 0,
+        wrong: np.ndarray | None = None,
+    ) -> TensorCheck:
+        key, expected = self.statement.key, self.statement.expected
+        if units.size == 0:
+            return TensorCheck(key, expected.shape, kind)
+        index = tuple(int(i) for i in np.unravel_index(int(units.argmax()), units.shape))
+        return TensorCheck(
+            key,
+            expected.shape,
+            kind,
+            float(units[index]),
+            float(self.error[index]),
+            index,
+            float(expected[index]),
+            float(self.got[index]),
+            bound,
+            unverifiable,
+            Evidence(wrong, self.error, expected) if kind and wrong is not None else None,
+        )
 
 
-def _check_values(
-    key: str, every: Mapping[str, np.ndarray], got: np.ndarray, samples: NoiseSamples, dtype: np.dtype[Any]
-) -> TensorCheck:
-    expected = every[key]
-    info = limits(dtype)
-    with np.errstate(all="ignore"):
-        error = np.abs(got - expected)
-        rounding = 0.5 * float(info.eps) * np.abs(expected) + float(info.smallest_normal)
-        units = error / rounding
-    if units.size == 0 or units.max() <= SUFFICIENT:  # False where anything is NaN or infinite
-        return _result(key, None, units, error, expected, got)
-    for count in (FEW_RUNS, MANY_RUNS):
-        floor = _floor(key, every, samples, count)
-        if not samples.given_finite:  # 0 times infinity: how far a NaN spreads is not laid down
-            floor = Floor(floor.spread, floor.overflows | ~np.isfinite(got))
-        units, ill_conditioned = _noise_units(error, expected, floor, rounding)
-        if units.max() <= SUFFICIENT:
-            break
-    wrong = units > (LOOSE_THRESHOLD if ill_conditioned else THRESHOLD)
-    kind = None if not wrong.any() else "gradient" if key.startswith("gradient") else "value"
-    if (~np.isfinite(got) & wrong).any():
-        kind = "nonfinite"
-    unverifiable = int(floor.overflows.sum())
-    doubtful = (units.size - unverifiable) if ill_conditioned else 0
-    return _result(key, kind, units, error, expected, got, unverifiable, doubtful, wrong)
-
-
-def _noise_units(
-    error: np.ndarray, expected: np.ndarray, floor: Floor, rounding: np.ndarray
-) -> tuple[np.ndarray, bool]:
-    """Noise units per element (0 where unverifiable, infinite where only the adapter is not finite)."""
-    verified = ~floor.overflows
-    if not verified.any():
-        return np.zeros(error.shape), False
-    mean_floor = _mean(floor.spread[verified])
-    magnitude = _mean(np.abs(expected[verified]))
-    with np.errstate(all="ignore"):
-        units = error / (floor.spread + mean_floor + rounding)
-    units = np.where(np.isnan(units), np.inf, units)
-    return np.where(verified, units, 0.0), mean_floor > ILL_CONDITIONED * magnitude > 0.0
+def _alike(got: np.ndarray, expected: np.ndarray, info: Any) -> np.ndarray:
+    """Where both are the same number, both NaN, or infinite where the true number is beyond the dtype's range."""
+    largest = float(info.max) * (1.0 - 0.5 * float(info.eps))
+    beyond = np.isinf(got) & (np.abs(expected) >= largest) & (np.sign(got) == np.sign(expected))
+    return np.asarray((got == expected) | (np.isnan(got) & np.isnan(expected)) | beyond)
 
 
 def _mean(sizes: np.ndarray) -> float:
     """The mean of numbers of at least 0, whose sum may be beyond the range of float64."""
     peak = float(sizes.max())
     return peak * float((sizes / peak).mean()) if peak > 0.0 else 0.0
-
-
-def _result(
-    key: str,
-    kind: str | None,
-    units: np.ndarray,
-    error: np.ndarray,
-    expected: np.ndarray,
-    got: np.ndarray,
-    unverifiable: int = 0,
-    ill_conditioned: int = 0,
-    wrong: np.ndarray | None = None,
-) -> TensorCheck:
-    if units.size == 0:
-        return TensorCheck(key, expected.shape, kind)
-    index = tuple(int(i) for i in np.unravel_index(int(units.argmax()), units.shape))
-    return TensorCheck(
-        key,
-        expected.shape,
-        kind,
-        float(units[index]),
-        float(error[index]),
-        index,
-        float(expected[index]),
-        float(got[index]),
-        unverifiable,
-        ill_conditioned,
-        Evidence(wrong, error, expected) if kind and wrong is not None else None,
-    )

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +80,21 @@ class Case:
 
 def upcast(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float64) if is_floating(value) else value
+
+
+def redrawn(case: Case, seed: int = 0) -> Case:
+    """The same network with ordinary numbers; integers, and signs, stay as they are."""
+    generator = np.random.default_rng(seed)
+    draw: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
+        "real": generator.standard_normal,
+        "unit": lambda shape: generator.uniform(size=shape),
+        "positive": lambda shape: generator.uniform(0.5, 2.0, shape),
+    }
+    values = {
+        name: draw[kind](value.shape).astype(case.dtype) if (kind := case.network.domain(name).kind) in draw else value
+        for name, value in case.values.items()
+    }
+    return Case(case.network, case.dtype, values, draw["real"](case.cotangent.shape).astype(case.dtype))
 
 
 def network_to_json(network: Network) -> dict[str, Any]:

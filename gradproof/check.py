@@ -17,11 +17,13 @@ from gradproof.case import Case, json_safe, save_case
 from gradproof.divergence import Divergence
 from gradproof.drawing import MAX_NODES, Drawn, draw_each
 from gradproof.dtypes import DTYPES, VALID_DTYPES
-from gradproof.examination import OF_THE_RUN, Examination, Oracles, Row, Subject, examine, rows
+from gradproof.examination import Examination, Subject, examine
 from gradproof.isolation import close, loader
 from gradproof.kinks import probed_subject, stale_divergences
 from gradproof.reference import LAYERS
 from gradproof.registry import load_adapters
+from gradproof.rows import Row, rows
+from gradproof.running import OF_THE_RUN
 
 SCHEMA = 1
 NETWORKS = 300
@@ -48,6 +50,7 @@ class Disagreement:
     kind: str
     max_error: float | None
     noise_units: float
+    bound: bool
     index: tuple[int, ...] | None
     expected: Any
     got: Any
@@ -62,7 +65,7 @@ class Tally:
 
     networks: examined. unsupported: not run, because the adapter lacks a layer in this dtype.
     disagreeing, known: networks with a disagreement, with known divergences alone. gradients: tensors compared.
-    elements, unverifiable, ill_conditioned: of all tensors. worst: the most noise units of a tensor that agrees.
+    elements, unverifiable: of all tensors. worst: the most noise units that were measured of a tensor that agrees.
     layers: layer name -> networks that it stood in. wrong_layers: layer name -> networks in which it was a culprit.
     """
 
@@ -73,7 +76,6 @@ class Tally:
     gradients: int = 0
     elements: int = 0
     unverifiable: int = 0
-    ill_conditioned: int = 0
     worst: float = 0.0
     layers: Counter[str] = field(default_factory=Counter)
     wrong_layers: Counter[str] = field(default_factory=Counter)
@@ -90,8 +92,8 @@ class Tally:
         self.gradients += sum(check.role == "gradient" for check in checks)
         self.elements += sum(check.elements for check in checks)
         self.unverifiable += sum(check.unverifiable for check in checks)
-        self.ill_conditioned += sum(check.ill_conditioned for check in checks)
-        self.worst = max([self.worst, *(check.noise_units for check in checks if not check.kind)])
+        measured = (check.noise_units for check in checks if not (check.kind or check.bound or check.algorithm))
+        self.worst = max([self.worst, *measured])
         self.layers.update({node.layer.name for node in examination.case.network.nodes})
         self.wrong_layers.update(
             {culprit.node.layer.name for culprit in examination.culprits if not culprit.divergence}
@@ -307,14 +309,13 @@ class Run:
 
     def examine_case(self, case: Case) -> list[Examination]:
         """Examine every adapter on one case, and keep count."""
-        oracles = Oracles(case)
         found = []
         for subject in self._subjects[case.dtype]:
             tally = self.report.tallies[subject.adapter.name, case.dtype]
             if not subject.supports(case.network, case.dtype):
                 tally.unsupported += 1
                 continue
-            examination = examine(subject, oracles)
+            examination = examine(subject, case)
             tally.add(examination)
             self.record(examination)
             found.append(examination)
@@ -351,7 +352,7 @@ class Run:
 
 
 def wrong_rows(examination: Examination) -> list[Row]:
-    return [row for row in rows(examination) if row.check.kind]
+    return [row for row in rows(examination) if row.check.kind and row.verdict != "inherited"]
 
 
 def disagreements(examination: Examination, spec: str | None) -> list[Disagreement]:
@@ -371,6 +372,7 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
         kind="composition" if row.verdict == "composition" and check.kind not in OF_THE_RUN else str(check.kind),
         max_error=check.max_error,
         noise_units=check.noise_units,
+        bound=check.bound,
         index=check.index,
         expected=check.expected,
         got=check.got,

@@ -6,23 +6,21 @@ noise of that very computation, are stated. Where none does, nothing is said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
 
-from gradproof.agreement import THRESHOLD, TensorCheck, compare
-from gradproof.case import Case
+from gradproof.agreement import THRESHOLD, Evidence, TensorCheck, judge
+from gradproof.case import Case, redrawn
 from gradproof.dtypes import limits
+from gradproof.equations import EVERY, Equation, Statement
 from gradproof.hypotheses import HYPOTHESES, Coarse, Guess, Hypothesis, Suspect, rounded_to
-from gradproof.network import Node
-from gradproof.noise import NoiseSamples, tensors
 from gradproof.reference import NumpyReference
 from gradproof.reference.walk import Conventions
-from gradproof.reference.walk import Row as Pair
 
 EXPLAINED = 1e-3
 """The share of the error that a hypothesis may leave: an ill-conditioned tensor would agree with many."""
@@ -112,19 +110,10 @@ def diagnose(alone: Observation) -> Diagnosis:
     return Diagnosis(_together(explained) or tuple(_apart(alone, explained)))
 
 
-def redrawn(case: Case) -> Case:
-    """The same network with ordinary numbers; integers, and signs, stay as they are."""
-    generator = np.random.default_rng(0)
-    draw: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
-        "real": generator.standard_normal,
-        "unit": lambda shape: generator.uniform(size=shape),
-        "positive": lambda shape: generator.uniform(0.5, 2.0, shape),
-    }
-    values = {
-        name: draw[kind](value.shape).astype(case.dtype) if (kind := case.network.domain(name).kind) in draw else value
-        for name, value in case.values.items()
-    }
-    return Case(case.network, case.dtype, values, draw["real"](case.cotangent.shape).astype(case.dtype))
+def diagnose_in_place(alone: Observation) -> Diagnosis:
+    """The mistakes of the one node of this case that show in its network alone: in memory, not in numbers."""
+    names = [name for name, each in HYPOTHESES.items() if getattr(each, "in_place", False)]
+    return Diagnosis(_together(_explanations(alone, list(alone.wrong), names)))
 
 
 def _explanations(alone: Observation, keys: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -180,7 +169,7 @@ def _rounded(alone: Observation, keys: Iterable[str], guess: Coarse) -> list[str
         if key not in alone.wrong:
             return alone.agrees(key)
         got, check = np.asarray(alone.got[key]), alone.wrong[key]
-        within = check.evidence is not None and not check.ill_conditioned and THRESHOLD < check.noise_units <= allowed
+        within = check.evidence is not None and THRESHOLD < check.noise_units <= allowed
         return within and bool(got.any()) and np.array_equal(rounded_to(got, guess.bits), got)
 
     return [key for key in keys if guess.bits < bits and rounded(key)]
@@ -191,8 +180,8 @@ def _given(suspect: Suspect, alone: Observation, keys: Iterable[str], guess: Gue
     try:
         predicted = suspect.predicted(guess)
         near = [key for key in keys if key in predicted and _near(predicted[key], key, alone)]
-        samples = _samples(suspect, guess)
-        return [key for key in near if _agrees(key, predicted[key], alone, samples)]
+        equation = _equation(suspect, guess) if near else None
+        return [key for key in near if equation and _agrees(key, predicted[key], alone, equation)]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return []  # a formula that cannot be put to this layer or to these shapes explains nothing
 
@@ -206,48 +195,41 @@ def _near(predicted: np.ndarray, key: str, of: Observation) -> bool:
         return False
     if evidence is None:  # another shape than that of the truth, to which nothing of this shape is near
         return True
+    return _explains(predicted, got, evidence)
+
+
+def _explains(predicted: np.ndarray, got: np.ndarray, evidence: Evidence) -> bool:
+    """Whether the prediction leaves at most a thousandth of the error, or what rounding to the dtype leaves."""
     verified = np.isfinite(evidence.error)
     if not verified.any():
         return False
-    left = np.abs(got - predicted)[verified].max()
-    return bool(left <= EXPLAINED * evidence.error[verified].max() > 0.0)
+    left = np.abs(np.asarray(got, np.float64) - predicted)[verified].max()
+    share = max(EXPLAINED, 2.0 * float(limits(got.dtype).eps))
+    return bool(left <= share * evidence.error[verified].max() > 0.0)
 
 
-def _samples(suspect: Suspect, guess: Guess) -> NoiseSamples:
+def _equation(suspect: Suspect, guess: Guess) -> Equation:
+    """The node as the guess would have it, whose arithmetic rounds."""
     layer, sources = suspect.node.layer, dict(suspect.node.sources)
     row = (guess.forward or layer.forward, guess.backward or layer.backward)
     given = {sources[argument]: array for argument, array in (guess.arrays or suspect.arrays).items()}
-    dout = suspect.dout if guess.dout is None else guess.dout
     reference = NumpyReference(suspect.conventions, {layer.name: row})
-    return NoiseSamples(reference, suspect.case.network, given, dout, suspect.case.dtype)
+    equation = Equation(suspect.node, 0, given, reference, suspect.case.dtype)
+    equation.pull_back(suspect.dout if guess.dout is None else guess.dout)
+    return equation
 
 
-def _agrees(key: str, predicted: np.ndarray, of: Observation, samples: NoiseSamples) -> bool:
-    (check,) = compare({key: predicted}, {key: of.got[key]}, samples, of.case.dtype)
-    return not check.kind and not check.ill_conditioned
+def _agrees(key: str, predicted: np.ndarray, of: Observation, equation: Equation) -> bool:
+    """Whether what the adapter gave is the prediction, to within rounding every operation of its computation."""
+    arguments = {f"gradient:{source}": argument for argument, source in equation.node.sources}
+    if key == f"gradient:{equation.node.name}":
+        return not of.wrong.get(key)
+    statement = Statement(key, predicted, np.abs(predicted), ((equation, arguments.get(key)),))
+    got = np.asarray(of.got[key]).astype(of.case.dtype)
+    return not judge(statement, got, of.case.dtype, {equation.node.name: EVERY}).kind
 
 
 # What no layer is to blame for.
-
-
-class _Weighing(NumpyReference):
-    """The reference, in which what one reader of a tensor sends back counts so many times.
-
-    weights: (node, argument) -> how often.
-    """
-
-    def __init__(self, conventions: Conventions, weights: Mapping[tuple[str, str], float]) -> None:
-        super().__init__(conventions)
-        self._weights = weights
-
-    def row(self, node: Node) -> Pair:
-        forward, backward = super().row(node)
-        weights = {argument: weight for (name, argument), weight in self._weights.items() if name == node.name}
-
-        def weighed(dout: np.ndarray, cache: Any) -> dict[str, np.ndarray]:
-            return {name: each * weights.get(name, 1.0) for name, each in backward(dout, cache).items()}
-
-        return forward, weighed
 
 
 PATHS = (
@@ -257,35 +239,33 @@ PATHS = (
 """Name, how often a path counts, and the advice."""
 
 
-def diagnose_sum(network: Observation, key: str) -> Diagnosis:
-    """The mistakes in adding up what the readers of this tensor send back, where the layers are right alone."""
-    readers = network.case.network.consumers.get(key.partition(":")[2], ())
-    if key not in network.wrong or len(readers) < 2:
+def diagnose_sum(statement: Statement, got: np.ndarray, check: TensorCheck) -> Diagnosis:
+    """The mistakes in adding up the terms of a sum whose every term is right."""
+    if len(statement.parts) < 2 or check.evidence is None:
         return Diagnosis()
     with np.errstate(all="ignore"):
-        found = (_sum_finding(network, key, readers, *path) for path in PATHS)
+        found = (_sum_finding(statement, got, check.evidence, *path) for path in PATHS)
         return Diagnosis(tuple(finding for finding in found if finding))
 
 
 def _sum_finding(
-    network: Observation, key: str, readers: Sequence[tuple[str, str]], name: str, times: float, advice: str
+    statement: Statement, got: np.ndarray, evidence: Evidence, name: str, times: float, advice: str
 ) -> Finding | None:
-    for chosen in _choices(readers):
-        reference = _Weighing(network.conventions, dict.fromkeys(chosen, times))
-        if _sum_agrees(reference, network, key):
-            return Finding(name, advice.format(" and ".join(f"{node} ({argument})" for node, argument in chosen)))
+    for chosen in _choices(len(statement.parts)):
+        predicted = statement.expected
+        for place in chosen:
+            equation, argument = statement.parts[place]
+            predicted = predicted + (times - 1.0) * equation.terms[str(argument)]
+        if (
+            _explains(predicted, got, evidence)
+            and not judge(replace(statement, expected=predicted), got, str(got.dtype)).kind
+        ):
+            parts = (statement.parts[place] for place in chosen)
+            return Finding(name, advice.format(" and ".join(f"{e.node.name} ({argument})" for e, argument in parts)))
     return None
 
 
-def _choices(readers: Sequence[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], ...]]:
-    """Some of the readers, but not all: one, or more where they are few, or all but one."""
-    every = range(1, len(readers)) if len(readers) <= FEW_PATHS else (1, len(readers) - 1)
-    return chain.from_iterable(combinations(readers, count) for count in every)
-
-
-def _sum_agrees(reference: NumpyReference, network: Observation, key: str) -> bool:
-    case, cotangent = network.case, network.case.cotangent.astype(np.float64)
-    forward = reference.forward(case.network, case.exact_values, "float64")
-    predicted = tensors(forward.outputs, reference.backward(forward, cotangent))[key]
-    samples = NoiseSamples(reference, case.network, case.exact_values, cotangent, case.dtype)
-    return _near(predicted, key, network) and _agrees(key, predicted, network, samples)
+def _choices(count: int) -> Iterable[tuple[int, ...]]:
+    """Some of the terms, but not all: one, or more where they are few, or all but one."""
+    sizes = range(1, count) if count <= FEW_PATHS else (1, count - 1)
+    return chain.from_iterable(combinations(range(count), size) for size in sizes)

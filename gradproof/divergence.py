@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -119,22 +119,34 @@ def _largest(array: np.ndarray) -> float:
     return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
-def explain(divergences: Iterable[Divergence], case: Case, checks: Iterable[TensorCheck]) -> Divergence | None:
-    """The first entry that is needed, where the entries together account for all that is wrong; else None."""
+@dataclass(frozen=True, eq=False)
+class Suspected:
+    """A wrong tensor, and a node that may be why: the case of the node alone, and what it should have given.
+
+    evidence: the elements that are wrong, by how much, and the node's own part of what was expected.
+    """
+
+    case: Case
+    check: TensorCheck
+    evidence: Evidence
+
+
+def explanation(divergences: Iterable[Divergence], suspected: Sequence[Suspected]) -> Divergence | None:
+    """The first entry that is needed, where the entries together account for all that is wrong; else None.
+
+    Suspects for one tensor, which its readers are, share in explaining it.
+    """
     needed: list[Divergence] = []
-    for check in checks:
-        if not check.kind:
-            continue
-        if check.evidence is None:
-            return None
-        open_elements = check.evidence.wrong
+    open_elements: dict[str, np.ndarray] = {}
+    for each in suspected:
+        left = open_elements.setdefault(each.check.key, each.evidence.wrong)
         for entry in divergences:
-            explained = entry.explained(case, check, check.evidence) & open_elements
+            explained = entry.explained(each.case, each.check, each.evidence) & left
             needed += [entry] if explained.any() else []
-            open_elements = open_elements & ~explained
-        if open_elements.any():
-            return None
-    return needed[0] if needed else None
+            left = left & ~explained
+        open_elements[each.check.key] = left
+    unexplained = any(left.any() for left in open_elements.values())
+    return needed[0] if needed and not unexplained else None
 
 
 def divergences_of(adapter: Adapter) -> tuple[Divergence, ...]:

@@ -1,87 +1,28 @@
-"""One adapter on one case: run it, compare every tensor, and find the layer that is wrong."""
+"""One adapter on one case: run it, check every equation of the sweep, and name the layer whose equation fails."""
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Adapter, EndedError, Forward, supported, told
-from gradproof.agreement import Evidence, TensorCheck, compare
+from gradproof.adapter import Adapter, supported
+from gradproof.agreement import Evidence, TensorCheck, judge, unknown
+from gradproof.algorithms import algorithms_of
+from gradproof.arithmetic import Classes
 from gradproof.case import Case
-from gradproof.diagnosis import Diagnosis, Observation, diagnose, diagnose_sum
-from gradproof.divergence import Divergence, explain
-from gradproof.dtypes import is_floating
-from gradproof.network import Input, Network, Node
-from gradproof.noise import NoiseSamples, tensors
+from gradproof.diagnosis import Diagnosis, Observation, diagnose, diagnose_in_place, diagnose_sum
+from gradproof.divergence import Divergence, Suspected, explanation
+from gradproof.dtypes import HALF
+from gradproof.equations import Arithmetic, Equations, Statement, usable
+from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.reference.walk import Row as Pair
-from gradproof.watch import Remark, watch
-
-Conventions = Mapping[str, Mapping[str, float]]
-
-FAILURES = ("crash", "timeout", "memory")
-"""Kinds of verdict on a run that gave no tensors at all."""
-
-SECOND_PASS = "a second backward pass on the same tape"
-
-OF_THE_RUN = (*FAILURES, "global_state")
-"""Kinds of verdict on a run as a whole, not on a tensor."""
-
-
-class Oracle:
-    """What is expected of one case: the reference's tensors in float64, and their noise samples."""
-
-    def __init__(self, case: Case, conventions: Conventions) -> None:
-        self._reference = NumpyReference(conventions)
-        self._case = case
-        self._forward = self._reference.forward(case.network, case.exact_values, "float64")
-
-    @cached_property
-    def outputs(self) -> Mapping[str, np.ndarray]:
-        return self._forward.outputs
-
-    @cached_property
-    def gradients(self) -> dict[str, np.ndarray]:
-        """Gradients, in the order in which a backward pass reaches them."""
-        found = self._reference.backward(self._forward, self._case.cotangent.astype(np.float64))
-        network = self._case.network
-        wanted = {*network.differentiable}
-        order = [*(node.name for node in reversed(network.nodes)), *found]
-        return {name: found[name] for name in dict.fromkeys(order) if name in wanted}
-
-    @cached_property
-    def expected(self) -> dict[str, np.ndarray]:
-        return tensors(self.outputs, self.gradients)
-
-    @cached_property
-    def samples(self) -> NoiseSamples:
-        case = self._case
-        cotangent = case.cotangent.astype(np.float64)
-        return NoiseSamples(self._reference, case.network, case.exact_values, cotangent, case.dtype)
-
-
-class Oracles:
-    """The oracles of one case, one per set of conventions that matters to its network."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self._made: dict[Any, Oracle] = {}
-
-    def under(self, conventions: Conventions) -> Oracle:
-        layers = {node.layer.name for node in self.case.network.nodes}
-        relevant = {name: weights for name, weights in conventions.items() if name in layers}
-        key = tuple((name, *weights.items()) for name, weights in sorted(relevant.items()))
-        if key not in self._made:
-            self._made[key] = Oracle(self.case, relevant)
-        return self._made[key]
+from gradproof.reference.walk import Conventions
+from gradproof.running import OF_THE_RUN, Trace, run, run_again, run_backward_again
+from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
 
 
 @dataclass(frozen=True)
@@ -90,51 +31,69 @@ class Subject:
 
     conventions: layer -> kink -> weight of the right-hand derivative that it chooses.
     divergences: its known divergences. timeout: seconds that one case may take.
+    classes: of the arithmetic of its layers, found out as they are needed.
+    strict: whether an honest algorithm that loses digits counts as a disagreement.
+    demanded: the coarsest class of arithmetic that is no disagreement.
     """
 
     adapter: Adapter
     conventions: Conventions
     divergences: tuple[Divergence, ...] = ()
     timeout: float = 60.0
+    classes: Classes = field(default_factory=Classes, compare=False)
+    strict: bool = False
+    demanded: str = "every"
 
     def supports(self, network: Network, dtype: str) -> bool:
         return all(supported(self.adapter, node.layer, dict(node.options), dtype) for node in network.nodes)
 
+    @property
+    def fused(self) -> bool:
+        """Whether the adapter may go on with more digits of a tensor than it gives."""
+        return bool(getattr(self.adapter, "fused", False))
+
+    def equations(self, case: Case, got: Mapping[str, Any]) -> Equations:
+        return Equations(case, got, NumpyReference(self.conventions), self.fused)
+
 
 @dataclass(frozen=True)
 class Culprit:
-    """A node that disagrees even when it alone is run on the reference's inputs and cotangent.
+    """A node whose equation fails.
 
-    alone: what the adapter gave for it, None where that is not known.
+    keys: of the tensors that are wrong by its fault. divergence: the known one that explains them.
+    observation: the node on the numbers that the adapter had in the network, None where they are not known.
+    told: what a diagnosis in place has found already.
     """
 
     node: Node
-    checks: tuple[TensorCheck, ...]
-    divergence: Divergence | None
-    alone: Observation | None = field(default=None, repr=False, compare=False)
+    keys: tuple[str, ...]
+    divergence: Divergence | None = None
+    observation: Observation | None = field(default=None, repr=False, compare=False)
+    told: Diagnosis | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
         """Which known mistakes reproduce its numbers; found when it is asked for."""
-        return diagnose(self.alone) if self.alone and not self.divergence else Diagnosis()
+        if self.told is not None or self.divergence or not self.observation:
+            return self.told or Diagnosis()
+        return diagnose(self.observation)
 
 
 @dataclass(frozen=True)
 class Examination:
     """What was found for one adapter on one case.
 
-    checks: one per expected tensor, values in forward order, then gradients in backward order.
-    culprits: the nodes that are wrong alone; empty, where something disagrees, for a composition fault.
-    unexplained: keys of tensors that disagree even with what the adapter's layers, run one by one, give together.
-    observation: what the adapter gave, where something disagrees.
+    checks: one per expected tensor, values in forward order, then gradients in backward order, then all else.
+    culprits: the nodes whose equations fail. trace: what the adapter gave. equations: what it was checked against.
     """
 
     case: Case
     adapter: str
     checks: tuple[TensorCheck, ...]
     culprits: tuple[Culprit, ...] = ()
-    unexplained: frozenset[str] = frozenset()
-    observation: Observation | None = field(default=None, repr=False, compare=False)
+    conventions: Conventions = field(default_factory=dict, repr=False)
+    trace: Trace = field(default_factory=Trace, repr=False, compare=False)
+    equations: Equations | None = field(default=None, repr=False, compare=False)
 
     @property
     def wrong(self) -> tuple[TensorCheck, ...]:
@@ -147,144 +106,164 @@ class Examination:
     @property
     def known(self) -> bool:
         """Whether known divergences explain everything that disagrees."""
-        return bool(self.culprits) and all(c.divergence for c in self.culprits) and not self.unexplained
+        explained = {key for culprit in self.culprits if culprit.divergence for key in culprit.keys}
+        return bool(explained) and all(check.key in explained for check in self.wrong)
 
     @cached_property
-    def composition(self) -> TensorCheck | None:
-        """The first wrong tensor on the way back that no culprit explains."""
-        unblamed = (c for c in _backward_order(self.checks, self.case.network) if c.kind)
-        return next((c for c in unblamed if not self.culprits or c.key in self.unexplained), None)
+    def unblamed(self) -> tuple[TensorCheck, ...]:
+        """What is wrong by no layer's fault: sums, and runs, that go wrong between the layers."""
+        blamed = {key for culprit in self.culprits for key in culprit.keys}
+        return tuple(check for check in self.wrong if check.key not in blamed)
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
-        """Which known mistakes in adding up reproduce the first tensor that no culprit explains."""
-        if self.composition is None or self.observation is None:
+        """Which known mistakes in adding up reproduce the first tensor that no layer is to blame for."""
+        if self.equations is None:
             return Diagnosis()
-        return diagnose_sum(self.observation, self.composition.key)
+        found = (_sum_diagnosis(self.equations, self.trace, check) for check in self.unblamed)
+        return next((each for each in found if each), Diagnosis())
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """The reference's own sweep over the case, which shows what an error did further down."""
+        return Sweep(self.case, self.conventions)
 
 
-def examine(subject: Subject, oracles: Oracles) -> Examination:
-    """Run the adapter on the case, compare, and where something disagrees find the guilty nodes."""
-    observation = observe(subject, oracles)
-    got, checks = observation.got, observation.checks
-    found = Examination(oracles.case, subject.adapter.name, checks)
-    if found.agrees:
-        return found
-    found = replace(found, culprits=tuple(_culprits(subject, oracles)), observation=observation)
-    if any(culprit.divergence is None for culprit in found.culprits):
-        return found
-    unexplained = _unexplained(subject, oracles, found, got)
-    if not found.culprits and not unexplained:
-        return replace(found, checks=tuple(_accumulated(check) for check in checks))
-    return replace(found, unexplained=unexplained)
+def examine(subject: Subject, case: Case) -> Examination:
+    """Run the adapter on the case, check every equation, and where one fails name the guilty nodes."""
+    trace = run(subject.adapter, case, subject.timeout)
+    found = Examination(case, subject.adapter.name, (), conventions=subject.conventions, trace=trace)
+    if trace.failure:
+        return replace(found, checks=(trace.failure,), culprits=tuple(_alone(subject, found, case.network.nodes)))
+    equations = subject.equations(case, trace.got)
+    checks = _called_again(subject, equations, trace, tuple(_judged(subject, equations, trace.got)))
+    found = replace(found, checks=(*_with_views(checks, trace), *trace.checks), equations=equations)
+    return found if found.agrees else replace(found, culprits=tuple(_blamed(subject, found)))
 
 
-def observe(subject: Subject, oracles: Oracles) -> Observation:
-    """Run the adapter on the case and compare; the same may be done again on other cases."""
-    got, checks = _run_and_compare(subject, oracles)
-    return Observation(
-        oracles.case, subject.conventions, got, checks, again=lambda case: observe(subject, Oracles(case))
-    )
-
-
-def disagrees(subject: Subject, oracles: Oracles) -> bool:
+def disagrees(subject: Subject, case: Case) -> bool:
     """Whether anything disagrees, without asking who is to blame."""
-    return any(check.kind for check in _run_and_compare(subject, oracles)[1])
+    trace = run(subject.adapter, case, subject.timeout)
+    if trace.failure or trace.checks or trace.views:
+        return True
+    return any(check.kind for check in _judged(subject, subject.equations(case, trace.got), trace.got))
 
 
-def _run_and_compare(subject: Subject, oracles: Oracles) -> tuple[dict[str, Any], tuple[TensorCheck, ...]]:
-    """What the adapter gave, and the checks of it."""
-    case, oracle = oracles.case, oracles.under(subject.conventions)
-    values = {name: value.copy() for name, value in case.values.items()}
-    cotangent = case.cotangent.copy()
-    try:
-        with time_limit(subject.timeout):
-            forward, got, remarks = _results(subject.adapter, case, values, cotangent)
-    except TimeLimitError:
-        return {}, (_failure("timeout", case, f"no result after {subject.timeout:g} s"),)
-    except MemoryError as error:
-        return {}, (_failure("memory", case, told(error)),)
-    except (Exception, SystemExit) as error:  # whatever an adapter raises is a verdict on it, not the end of the run
-        return {}, (_failure("crash", case, told(error)),)
-    checks = compare(oracle.expected, got, oracle.samples, case.dtype)
-    written = tuple(_written_to(case, values, cotangent))
-    if not written and any(check.evidence for check in checks):
-        checks = _steady_or_not(subject, case, checks, got)
-    elif not written and not remarks and not any(check.kind for check in checks):
-        checks = _once_more(subject, oracles, forward, got, checks)
-    return got, (*_remarked(checks, remarks), *written)
+def observe(subject: Subject, case: Case) -> Observation:
+    """Run the adapter on a case of one node, and check it; the same may be done again on other cases."""
+    trace = run(subject.adapter, case, subject.timeout)
+    checks: tuple[TensorCheck, ...] = (trace.failure,) if trace.failure else ()
+    if not trace.failure:
+        checks = (*_judged(subject, subject.equations(case, trace.got), trace.got), *trace.checks)
+    return Observation(case, subject.conventions, trace.got, checks, again=lambda other: observe(subject, other))
 
 
-def _results(
-    adapter: Adapter, case: Case, values: Mapping[str, np.ndarray], cotangent: np.ndarray
-) -> tuple[Forward, dict[str, Any], tuple[Remark, ...]]:
-    """What the adapter leaves behind and gives, and what is to be said of how it came by it."""
-    watched = watch(adapter)
-    forward = watched.forward(case.network, values, case.dtype)
-    got = tensors(forward.outputs, watched.backward(forward, cotangent))
-    return forward, got, tuple(watched.remarks)
+# The verdict.
 
 
-def _once_more(
-    subject: Subject, oracles: Oracles, forward: Forward, got: Mapping[str, Any], checks: tuple[TensorCheck, ...]
+def _judged(subject: Subject, equations: Equations, got: Mapping[str, Any]) -> Iterator[TensorCheck]:
+    """The check of every equation, then of every tensor that nobody asked for."""
+    expected = set()
+    for statement in equations:
+        expected.add(statement.key)
+        yield _judgement(subject, equations, statement, got)
+    yield from (unknown(key, got[key]) for key in sorted(got.keys() - expected))
+
+
+def _judgement(subject: Subject, equations: Equations, statement: Statement, got: Mapping[str, Any]) -> TensorCheck:
+    """The check of one equation: against the finest arithmetic, then against the layer's own, then its algorithms."""
+    case, given = equations.case, got.get(statement.key)
+    check = judge(statement, given, case.dtype, _known_classes(subject, case.dtype, statement))
+    if check.evidence is None:
+        return check
+    classes = _classes(subject, equations, statement)
+    if any(each.name != "inside" for each in classes.values()):
+        sharper, check = check, judge(statement, given, case.dtype, classes)
+        if not check.kind and not subject.classes.allow(classes.values(), subject.demanded):
+            return replace(sharper, kind="arithmetic", got=sharper.got)
+    return _by_algorithm(subject, statement, given, case.dtype, classes, check) if check.evidence else check
+
+
+def _known_classes(subject: Subject, dtype: str, statement: Statement) -> dict[str, Arithmetic]:
+    """Node -> class of its arithmetic as far as it is known; inside for all where a class is demanded."""
+    if dtype not in HALF or subject.demanded != "every":
+        return {}
+    return {e.node.name: subject.classes.already(e.node, dtype) for e, _ in statement.parts}
+
+
+def _classes(subject: Subject, equations: Equations, statement: Statement) -> dict[str, Arithmetic]:
+    """Node -> class of its arithmetic, for the nodes whose equations these are; found out where it is not known."""
+    if equations.case.dtype not in HALF:
+        return {}
+    found = {}
+    for equation, _ in statement.parts:
+        alone = _own_case(equations, equation.node)
+        if alone is not None:
+            found[equation.node.name] = subject.classes.of(alone, lambda case: _probe(subject, case))
+    return found
+
+
+def _probe(subject: Subject, case: Case) -> tuple[Equations, Mapping[str, Any]] | None:
+    """The equations of a case of one node, and what the adapter gave for it; None where it gave nothing."""
+    trace = run(subject.adapter, case, subject.timeout)
+    return None if trace.failure else (subject.equations(case, trace.got), trace.got)
+
+
+def _by_algorithm(
+    subject: Subject,
+    statement: Statement,
+    got: Any,
+    dtype: str,
+    classes: Mapping[str, Arithmetic],
+    check: TensorCheck,
+) -> TensorCheck:
+    """The check where an honest algorithm loses the digits that are missing: of kind "accuracy" if that is asked."""
+    for equation, _ in statement.parts:
+        node = equation.node
+        for algorithm in algorithms_of(node.layer.name):
+            reference = NumpyReference(subject.conventions, {node.layer.name: algorithm.row})
+            other = judge(statement, got, dtype, classes, {node.name: reference})
+            if not other.kind:
+                told = replace(check, evidence=None, algorithm=algorithm.name)
+                return replace(told, kind="accuracy" if subject.strict else None)
+    return check
+
+
+def _with_views(checks: Iterable[TensorCheck], trace: Trace) -> Iterator[TensorCheck]:
+    """The checks, of kind "view" where a tensor that agrees shares memory that it must not share."""
+    for check in checks:
+        seen = check.key in trace.views and not check.kind
+        yield TensorCheck(check.key, check.shape, "view", float("inf"), got=trace.views[check.key]) if seen else check
+
+
+def _called_again(
+    subject: Subject, equations: Equations, trace: Trace, checks: tuple[TensorCheck, ...]
 ) -> tuple[TensorCheck, ...]:
-    """The checks, of kind "nondeterministic" where a second backward pass on the same tape is wrong.
-
-    It may differ by rounding from the first, as sums in another order do, or be refused.
-    """
-    case, oracle = oracles.case, oracles.under(subject.conventions)
-    # A tape that adds up may do so in the very arrays that it gave out.
-    first = {key: np.copy(array) for key, array in got.items() if key.startswith("gradient:")}
-    try:
-        with time_limit(subject.timeout):
-            second = tensors({}, subject.adapter.backward(forward, case.cotangent.copy()))
-    except TimeLimitError:
-        return (_failure("timeout", case, f"{SECOND_PASS} gave no result after {subject.timeout:g} s", True),)
-    except (MemoryError, EndedError) as error:
-        kind = "memory" if isinstance(error, MemoryError) else "crash"
-        return (_failure(kind, case, f"{SECOND_PASS}: {told(error)}", True),)
-    except (Exception, SystemExit):  # a tape that serves once and says so has given nothing wrong
+    """The checks, of kind "nondeterministic" where a second call, or a second backward pass, is wrong otherwise."""
+    if any(check.kind == "mutated_input" for check in trace.checks):
         return checks
-    if second.keys() == first.keys() and all(_identical(first[key], second[key]) for key in first):
+    if any(check.evidence for check in checks):
+        second = run_again(subject.adapter, equations.case, subject.timeout)
+        return tuple(_steady_or_not(check, trace.got, second) for check in checks)
+    if trace.checks or trace.views or any(check.kind for check in checks):
         return checks
-    again = compare(oracle.expected, {**got, **dict.fromkeys(first), **second}, oracle.samples, case.dtype)
+    again = run_backward_again(subject.adapter, equations.case, trace, subject.timeout)
+    if again is None:
+        return checks
+    if again.failure:
+        return (again.failure,)
+    # It may differ by rounding from the first, as sums in another order do.
+    twice = _judged(subject, subject.equations(equations.case, again.got), again.got)
     return tuple(
         replace(check, kind="nondeterministic", evidence=None, second_pass=True) if check.kind else check
-        for check in again
+        for check in twice
     )
 
 
-def _identical(first: np.ndarray, second: Any) -> bool:
-    same = isinstance(second, np.ndarray) and (first.shape, first.dtype) == (second.shape, second.dtype)
-    return same and np.array_equal(first, second, equal_nan=True)
-
-
-def _remarked(checks: Sequence[TensorCheck], remarks: Sequence[Remark]) -> Iterator[TensorCheck]:
-    """The checks, where they agree of kind "view" if there is such a remark; then one for every changed state."""
-    views = {remark.key: remark.message for remark in remarks if remark.kind == "view"}
-    for check in checks:
-        seen = check.key in views and not check.kind
-        yield TensorCheck(check.key, check.shape, "view", float("inf"), got=views[check.key]) if seen else check
-    for remark in remarks:
-        if remark.kind == "global_state":
-            yield TensorCheck(f"value:{remark.key}", (), "global_state", float("inf"), got=remark.message)
-
-
-def _steady_or_not(
-    subject: Subject, case: Case, checks: tuple[TensorCheck, ...], first: Mapping[str, Any]
-) -> tuple[TensorCheck, ...]:
-    """The checks, of kind "nondeterministic" where a second identical call is wrong in another way."""
-    values = {name: value.copy() for name, value in case.values.items()}
-    second: Mapping[str, Any] = {}
-    # A call that fails this time gives nothing, which is something else, too.
-    with suppress(Exception, SystemExit, TimeLimitError), time_limit(subject.timeout):
-        _, second, _ = _results(subject.adapter, case, values, case.cotangent.copy())
-    return tuple(
-        replace(check, kind="nondeterministic", evidence=None)
-        if check.evidence and _moved(check.evidence, first[check.key], second.get(check.key))
-        else check
-        for check in checks
-    )
+def _steady_or_not(check: TensorCheck, first: Mapping[str, Any], second: Mapping[str, Any]) -> TensorCheck:
+    if check.evidence and _moved(check.evidence, first[check.key], second.get(check.key)):
+        return replace(check, kind="nondeterministic", evidence=None)
+    return check
 
 
 def _moved(evidence: Evidence, first: np.ndarray, second: Any) -> bool:
@@ -297,212 +276,204 @@ def _moved(evidence: Evidence, first: np.ndarray, second: Any) -> bool:
     return bool((evidence.wrong & ~stays).any())
 
 
-def _written_to(case: Case, values: Mapping[str, np.ndarray], cotangent: np.ndarray) -> Iterator[TensorCheck]:
-    """A check for every array that is no longer what the adapter was given."""
-    pairs = [(name, case.values[name], value) for name, value in values.items()]
-    for name, before, after in (*pairs, ("cotangent", case.cotangent, cotangent)):
-        if not np.array_equal(before, after, equal_nan=True):
-            yield TensorCheck(f"value:{name}", before.shape, "mutated_input", float("inf"))
+# Blame.
 
 
-def _failure(kind: str, case: Case, message: str, second_pass: bool = False) -> TensorCheck:
-    output = case.network.output
-    return TensorCheck(
-        f"value:{output}", case.network.shapes[output], kind, float("inf"), got=message, second_pass=second_pass
-    )
+def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
+    """The nodes whose equations fail: those that known divergences explain, then all others in backward order."""
+    assert found.equations is not None
+    explained = dict(_explained(subject, found))
+    guilty: dict[str, list[str]] = {}
+    sums = []
+    for check in found.wrong:
+        if check.key in explained or check.kind in OF_THE_RUN:
+            continue
+        nodes = _suspects(found, check)
+        if len(nodes) == 1:
+            guilty.setdefault(nodes[0], []).append(check.key)
+        elif nodes:
+            sums.append((check, nodes))
+    told: dict[str, Diagnosis] = {}
+    for check, nodes in sums:
+        for name in _of_many(subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, told):
+            guilty.setdefault(name, []).append(check.key)
+    if found.trace.checks and not guilty:
+        for culprit in _alone(subject, found, found.case.network.nodes):
+            guilty[culprit.node.name] = list(culprit.keys)
+    if _spoils_every_tape(subject, found):
+        guilty = {}
+    network = found.case.network
+    for node in reversed(network.nodes):
+        keys = tuple(key for key, (name, _) in explained.items() if name == node.name)
+        if keys and node.name not in guilty:
+            yield Culprit(node, keys, explained[keys[0]][1], _own_observation(subject, found, node))
+        if node.name in guilty:
+            mine = (*guilty[node.name], *keys)
+            yield Culprit(node, mine, None, _own_observation(subject, found, node), told.get(node.name))
 
 
-def _accumulated(check: TensorCheck) -> TensorCheck:
-    """A check of a tensor whose error is what honest errors of several layers add up to."""
-    return replace(check, kind=None, ill_conditioned=check.elements, evidence=None) if check.kind else check
+def _suspects(found: Examination, check: TensorCheck) -> list[str]:
+    """The nodes whose equation this tensor fails: the one that computes a value, the readers of a gradient's tensor.
+
+    None for the cotangent that was given, and for a gradient that is missing because a later one is missing.
+    """
+    network = found.case.network
+    names = {node.name for node in network.nodes}
+    if check.role == "value":
+        owner = [check.tensor] if check.tensor in names else []
+        changed = check.kind in ("mutated_input", "reused_buffer")
+        readers = [reader for reader, _ in network.consumers.get(check.tensor, ())] if changed else []
+        return list(dict.fromkeys([*owner, *readers]))
+    readers = list(dict.fromkeys(reader for reader, _ in network.consumers.get(check.tensor, ())))
+    if check.kind == "missing":
+        readers = [name for name in readers if usable(found.trace.got.get(f"gradient:{name}"), network.shapes[name])]
+    return readers
 
 
-class _Lending(NumpyReference):
-    """The reference's sweeps, which leave every node to the adapter: what would be right, were each layer so."""
+def _of_many(
+    subject: Subject,
+    found: Examination,
+    check: TensorCheck,
+    nodes: Sequence[str],
+    guilty: Mapping[str, Any],
+    told: dict[str, Diagnosis],
+) -> list[str]:
+    """Which of several readers made a sum wrong: one that is guilty already, that is wrong alone, or whose memory is.
 
-    def __init__(self, subject: Subject, case: Case) -> None:
-        super().__init__(subject.conventions)
-        self._adapter = subject.adapter
-        self._case = case
-
-    def row(self, node: Node) -> Pair:
-        network, _ = self._case.network.alone(node.name)
-        sources = network.nodes[0].sources
-        dtype = self._case.dtype
-
-        def forward(*inputs: np.ndarray, **keywords: Any) -> tuple[np.ndarray, Any]:
-            in_order = iter(inputs)
-            arrays = [keywords[argument] if argument in keywords else next(in_order) for argument, _ in sources]
-            values = {name: rounded(array, dtype) for (_, name), array in zip(sources, arrays, strict=True)}
-            result = self._adapter.forward(network, values, dtype)
-            return np.asarray(result.outputs[node.name], np.float64), result
-
-        def backward(dout: np.ndarray, result: Any) -> dict[str, np.ndarray]:
-            gradients = self._adapter.backward(result, rounded(dout, dtype))
-            return {a: np.asarray(gradients[name], np.float64) for a, name in sources if name in gradients}
-
-        return forward, backward
-
-
-def _unexplained(subject: Subject, oracles: Oracles, found: Examination, got: Mapping[str, Any]) -> frozenset[str]:
-    """Keys of the tensors that disagree even with what the adapter's own layers, one by one, give together."""
-    malformed = frozenset(check.key for check in found.wrong if check.evidence is None)
-    if malformed:
-        return malformed
-    case, oracle = oracles.case, oracles.under(subject.conventions)
-    lending = _Lending(subject, case)
-    try:
-        with time_limit(subject.timeout):
-            forward = lending.forward(case.network, case.exact_values, "float64")
-            granted = tensors(forward.outputs, lending.backward(forward, case.cotangent.astype(np.float64)))
-    except (Exception, SystemExit, TimeLimitError):  # an adapter that fails now explains nothing
-        return frozenset(check.key for check in found.wrong)
-    # Nothing can be said of what a granted NaN or infinity reaches.
-    said = {key: np.isfinite(granted[key]) for key in oracle.expected}
-    expected = {key: np.where(said[key], granted[key], 0.0) for key in said}
-    shown = {key: np.where(said[key], got[key], 0).astype(got[key].dtype) for key in said}
-    checks = compare(expected, shown, oracle.samples, case.dtype)
-    return frozenset(check.key for check in checks if check.kind)
+    None where each of them is right: then the terms are added up wrongly.
+    """
+    certain = [name for name in nodes if name in guilty]
+    if certain:
+        return certain
+    alone = [culprit.node.name for culprit in _alone(subject, found, [found.case.network.node(n) for n in nodes])]
+    if alone or check.evidence is None or found.equations is None:
+        return alone
+    if _sum_diagnosis(found.equations, found.trace, check):
+        return []
+    for name in nodes:
+        observation = _own_observation(subject, found, found.case.network.node(name))
+        diagnosis = diagnose_in_place(observation) if observation else Diagnosis()
+        if diagnosis:
+            told[name] = diagnosis
+            return [name]
+    return []
 
 
-def _culprits(subject: Subject, oracles: Oracles) -> Iterator[Culprit]:
-    for node in oracles.case.network.nodes:
-        alone = one_node_case(oracles, node, subject.conventions)
-        observation = observe(subject, Oracles(alone))
-        checks = observation.checks
-        if any(check.kind for check in checks) and not _spoils_every_tape(subject, checks, alone.dtype):
-            yield Culprit(node, checks, explain(subject.divergences, alone, checks), observation)
+def _alone(subject: Subject, found: Examination, nodes: Iterable[Node]) -> Iterator[Culprit]:
+    """The nodes that go wrong even when they alone are run, on the numbers that the adapter had, else the sweep's."""
+    keys = tuple(check.key for check in found.wrong if check.kind in OF_THE_RUN or found.trace.checks)
+    for node in nodes:
+        case = _own_case(found.equations, node) if found.equations else None
+        try:
+            case = case or alone_as_the_sweep_has_it(found.sweep, found.case, node)
+        except NetworkError:  # numbers that no layer before this one gives: nothing can be tried on them
+            continue
+        observation = observe(subject, case)
+        if any(check.kind for check in observation.checks):
+            explained = explanation(subject.divergences, _suspected(case, observation.checks))
+            yield Culprit(node, keys, explained, observation)
 
 
-def _spoils_every_tape(subject: Subject, checks: Sequence[TensorCheck], dtype: str) -> bool:
+def _spoils_every_tape(subject: Subject, found: Examination) -> bool:
     """Whether only a second pass is wrong, and is so even of the identity: then the tape is to blame, and no layer."""
-    if not all(check.second_pass for check in checks if check.kind):
+    if not all(check.second_pass for check in found.wrong):
         return False
     node = Node.of("out", LAYERS["identity"], "x")
-    numbers = np.array([1.75, -0.625], dtype)
-    case = Case(Network((Input("x", numbers.shape),), (node,)), dtype, {"x": numbers}, numbers)
-    if not subject.supports(case.network, dtype):
+    numbers = np.array([1.75, -0.625], found.case.dtype)
+    case = Case(Network((Input("x", numbers.shape),), (node,)), found.case.dtype, {"x": numbers}, numbers)
+    if not subject.supports(case.network, case.dtype):
         return False
-    _, found = _run_and_compare(subject, Oracles(case))
-    return any(check.second_pass for check in found)
+    return any(check.second_pass for check in examine(subject, case).checks)
 
 
-def one_node_case(oracles: Oracles, node: Node, conventions: Conventions) -> Case:
-    """The case of one node alone, on the reference's inputs and cotangent rounded to the dtype."""
-    case, oracle = oracles.case, oracles.under(conventions)
-    network, stands_for = case.network.alone(node.name)
-
-    known = {**{name: rounded(array, case.dtype) for name, array in oracle.outputs.items()}, **case.values}
-    values = {own: known[name] for own, name in stands_for.items()}
-    return Case(network, case.dtype, values, rounded(oracle.gradients[node.name], case.dtype), case.seed)
-
-
-def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Floating arrays in the dtype, integer ones as they are."""
-    if not is_floating(array):
-        return array
-    with np.errstate(over="ignore"):
-        return np.asarray(array).astype(dtype)
-
-
-class TimeLimitError(BaseException):
-    """An adapter took longer than it may. No Exception, so that no adapter catches it by accident."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeLimitError in the block after that many seconds (on the main thread of a Unix process)."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
+def _explained(subject: Subject, found: Examination) -> Iterator[tuple[str, tuple[str, Divergence]]]:
+    """Key -> node and known divergence, of every wrong tensor that divergences of the nodes behind it explain."""
+    if not subject.divergences or found.equations is None:
         return
+    for check in found.wrong:
+        if check.evidence is None:
+            continue
+        statement = found.equations[check.key]
+        suspected = []
+        for equation, argument in statement.parts:
+            case = _own_case(found.equations, equation.node)
+            expected = np.asarray(equation.out if argument is None else equation.terms[argument])
+            if case is not None:
+                suspected.append(Suspected(case, check, replace(check.evidence, expected=expected)))
+        entry = explanation(subject.divergences, suspected)
+        if entry is not None:
+            names = [equation.node.name for equation, _ in statement.parts if equation.node.layer.name == entry.layer]
+            yield check.key, (names[0], entry)
 
-    def give_up(signal_number: int, frame: Any) -> None:
-        raise TimeLimitError
 
-    handler = signal.signal(signal.SIGALRM, give_up)
-    started = time.monotonic()
-    due, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+def _suspected(case: Case, checks: Iterable[TensorCheck]) -> list[Suspected]:
+    """The wrong tensors of a case of one node, for `explanation`; none where one of them cannot be explained."""
+    wrong = [check for check in checks if check.kind]
+    if any(check.evidence is None for check in wrong):
+        return []
+    return [Suspected(case, check, check.evidence) for check in wrong if check.evidence]
+
+
+# One node on the numbers that the adapter had.
+
+
+def _own_case(equations: Equations, node: Node) -> Case | None:
+    """The case of one node alone on the adapter's own numbers, None where these are missing or in no domain."""
+    case, got = equations.case, equations.got
+    network, stands_for = case.network.alone(node.name)
+    known = {**{name: got.get(f"value:{name}") for name in equations.by_node}, **case.values}
+    values = {own: known[name] for own, name in stands_for.items()}
+    dout = got.get(f"gradient:{node.name}")
+    shapes = case.network.shapes
+    if not usable(dout, shapes[node.name]) or dout.dtype != np.dtype(case.dtype):  # type: ignore[union-attr]
+        return None
     try:
-        yield
-    finally:
-        # An alarm that somebody else had set still comes, at once if it was due meanwhile.
-        left = max(due - (time.monotonic() - started), 1e-6) if due else 0.0
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, left, interval)
+        return Case(network, case.dtype, values, np.asarray(dout), case.seed)  # type: ignore[arg-type]
+    except (NetworkError, AttributeError):
+        return None
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the per-layer diff: a tensor, the node it belongs to, and the verdict on it.
-
-    verdict: "agrees", "WRONG HERE", "inherited", "known divergence", or "composition".
-    diagnosis: of what is to blame, where a known mistake gives the same numbers.
-    """
-
-    node: str
-    layer: str
-    check: TensorCheck
-    verdict: str
-    divergence: Divergence | None = None
-    diagnosis: Diagnosis | None = None
-
-    @property
-    def culprit(self) -> bool:
-        return self.verdict in ("WRONG HERE", "composition", "known divergence")
-
-    @property
-    def cause(self) -> str | None:
-        """What is known of the cause: the reason of a known divergence, or the likely mistakes."""
-        return self.divergence.reason if self.divergence else str(self.diagnosis or "") or None
+def _own_observation(subject: Subject, found: Examination, node: Node) -> Observation | None:
+    """What the adapter gave for one node in the network, as if it had been run alone."""
+    assert found.equations is not None
+    case = _own_case(found.equations, node)
+    if case is None:
+        return None
+    got: dict[str, Any] = {f"gradient:{node.name}": case.cotangent, f"value:{node.name}": None}
+    checks = {check.key: check for check in found.checks}
+    _, stands_for = found.case.network.alone(node.name)
+    arguments = {own: argument for argument, own in case.network.nodes[0].sources}
+    own_checks = [checks[f"value:{node.name}"]]
+    got[f"value:{node.name}"] = found.trace.got[f"value:{node.name}"]
+    for own, source in stands_for.items():
+        key = f"gradient:{source}"
+        if key in checks and checks[key].tensor in found.case.network.differentiable:
+            statement = found.equations[key]
+            got[f"gradient:{own}"], check = _own_term(node, arguments[own], statement, checks[key], found.trace.got)
+            own_checks.append(replace(check, key=f"gradient:{own}"))
+    return Observation(case, subject.conventions, got, tuple(own_checks), again=lambda other: observe(subject, other))
 
 
-def rows(examination: Examination) -> tuple[Row, ...]:
-    """Every tensor from the loss back to the inputs, each with the node that made it.
-
-    A culprit whose own tensors agree in the network (it spoils another's) is shown with what it does alone.
-    """
-    network = examination.case.network
-    guilty = {culprit.node.name: culprit for culprit in examination.culprits}
-    owned = [(_owner(check, network, guilty), check) for check in _backward_order(examination.checks, network)]
-    shown = {name for name, check in owned if check.kind}
-    hidden = [
-        (c.node.name, check) for c in guilty.values() if c.node.name not in shown for check in c.checks if check.kind
+def _own_term(
+    node: Node, argument: str, statement: Statement, check: TensorCheck, got: Mapping[str, Any]
+) -> tuple[Any, TensorCheck]:
+    """A node's part in a gradient: what is left of it without the parts that other readers must have sent."""
+    mine = [
+        equation.terms[each]
+        for equation, each in statement.parts
+        if (equation.node.name, each) == (node.name, argument)
     ]
-    return tuple(_row(examination, name, check, guilty.get(name)) for name, check in hidden + owned)
+    given = got.get(statement.key)
+    if len(statement.parts) < 2 or not mine or not usable(given, statement.expected.shape):
+        return given, check
+    with np.errstate(all="ignore"):
+        left = np.asarray(given, np.float64) - (statement.expected - mine[0])
+    evidence = replace(check.evidence, expected=np.asarray(mine[0])) if check.evidence else None
+    return left, replace(check, evidence=evidence)
 
 
-def _row(examination: Examination, name: str, check: TensorCheck, culprit: Culprit | None) -> Row:
-    layer = examination.case.network.node(name).layer.name
-    if not check.kind:
-        return Row(name, layer, check, "agrees")
-    if check is examination.composition:
-        return Row(name, layer, check, "composition", diagnosis=examination.diagnosis)
-    if culprit is None:
-        return Row(name, layer, check, "inherited")
-    if culprit.divergence:
-        return Row(name, layer, check, "known divergence", culprit.divergence)
-    return Row(name, layer, check, "WRONG HERE", diagnosis=culprit.diagnosis)
-
-
-def _owner(check: TensorCheck, network: Network, guilty: Mapping[str, Culprit]) -> str:
-    """The node that computed the tensor: a value's own node; for a gradient, a node that reads the tensor."""
-    nodes = {node.name for node in network.nodes}
-    if check.kind in OF_THE_RUN:
-        return next(iter(guilty), network.output)
-    readers = [name for name, _ in network.consumers.get(check.tensor, ())]
-    if (check.role == "value" and check.tensor in nodes) or not readers:
-        return check.tensor if check.tensor in nodes else network.output
-    return next((name for name in readers if name in guilty), readers[0])
-
-
-def _backward_order(checks: Sequence[TensorCheck], network: Network) -> list[TensorCheck]:
-    """Wrong values first, in forward order, for all gradients follow from them; then gradients, from the loss back."""
-    values = [check for check in checks if check.role == "value"]
-    gradients = [check for check in checks if check.role == "gradient"]
-    position = {node.name: i for i, node in enumerate(reversed(network.nodes))}
-    last_reader = {
-        name: max((position[reader] for reader, _ in readers), default=-1)
-        for name, readers in network.consumers.items()
-    }
-    return values + sorted(gradients, key=lambda check: last_reader.get(check.tensor, len(position)))
+def _sum_diagnosis(equations: Equations, trace: Trace, check: TensorCheck) -> Diagnosis:
+    """The mistakes in adding up what the readers of this tensor send back."""
+    if check.evidence is None or check.role != "gradient":
+        return Diagnosis()
+    return diagnose_sum(equations[check.key], trace.got[check.key], check)

@@ -14,10 +14,11 @@ from gradproof.adapter import Adapter, supported
 from gradproof.case import Case, upcast
 from gradproof.divergence import Divergence, divergences_of
 from gradproof.dtypes import limits
-from gradproof.examination import Culprit, Examination, Oracles, Subject, TimeLimitError, examine, time_limit
+from gradproof.examination import Culprit, Examination, Subject, examine
 from gradproof.layer import Kink, Layer, Options, Shape, ShapeError
 from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.running import TimeLimitError, time_limit
 
 COTANGENT = np.array([1.75, -0.625])
 """Non-uniform, and exact in every dtype."""
@@ -49,7 +50,7 @@ def probed_subject(
         else:
             outside.append(case)
     subject = Subject(adapter, conventions, _applicable(adapter, dtype, layers), timeout)
-    return subject, [_disagreeing(examine(subject, Oracles(case))) for case in outside]
+    return subject, [_disagreeing(examine(subject, case)) for case in outside]
 
 
 def _disagreeing(found: Examination) -> Examination:
@@ -63,7 +64,7 @@ def _disagreeing(found: Examination) -> Examination:
     allowed = rounding(found.case.dtype)
     off = {check.key for check in found.checks if check.role == "gradient" and (check.max_error or 0.0) > allowed}
     checks = tuple(replace(check, kind="gradient") if check.key in off else check for check in found.checks)
-    return replace(found, checks=checks, culprits=(Culprit(found.case.network.nodes[0], checks, None),))
+    return replace(found, checks=checks, culprits=(Culprit(found.case.network.nodes[0], tuple(off)),))
 
 
 def rounding(dtype: str) -> float:
@@ -165,7 +166,7 @@ def stale_divergences(subject: Subject, dtype: str) -> list[Divergence]:
 
 
 def _shows(subject: Subject, entry: Divergence, dtype: str) -> bool:
-    return examine(replace(subject, divergences=(entry,)), Oracles(witness_case(entry, dtype))).known
+    return examine(replace(subject, divergences=(entry,)), witness_case(entry, dtype)).known
 
 
 def witness_case(entry: Divergence, dtype: str) -> Case:

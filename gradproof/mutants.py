@@ -25,7 +25,7 @@ from rich.console import Console
 
 from gradproof.case import Case
 from gradproof.drawing import Drawn, draw_each
-from gradproof.examination import Oracles, Subject, disagrees
+from gradproof.examination import Subject, disagrees
 from gradproof.kinks import first_gradient, probe
 from gradproof.progress import tracked
 from gradproof.reference import LAYERS, NumpyReference
@@ -291,16 +291,16 @@ class Outcome:
     networks: int | None
 
 
-def judge(mutant: Mutant, cases: Mapping[str, Sequence[Oracles]]) -> Outcome:
+def judge(mutant: Mutant, cases: Mapping[str, Sequence[Case]]) -> Outcome:
     """Run the mutant as an adapter on the cases of each layer that has it, and at its kinks, until one shows it."""
     backward = mutant.compiled()
     count = 0
     for layer in layers_of(mutant.function):
         row = (LAYERS[layer].forward, backward)
         subject = Subject(NumpyReference(rows={layer: row}), {}, timeout=TIMEOUT)
-        for oracles in cases[layer]:
+        for case in cases[layer]:
             count += 1
-            if disagrees(subject, oracles):
+            if disagrees(subject, case):
                 return Outcome(mutant, count)
         if _shows_at_a_kink(layer, row):
             return Outcome(mutant, count + 1)
@@ -321,7 +321,7 @@ def _shows_at_a_kink(layer: str, row: Row) -> bool:
     return False
 
 
-def cases_of(layer: str, networks: int, seed: int) -> list[Oracles]:
+def cases_of(layer: str, networks: int, seed: int) -> list[Case]:
     """Drawn networks that have the layer, in float64."""
     cases: list[Case] = []
 
@@ -329,7 +329,7 @@ def cases_of(layer: str, networks: int, seed: int) -> list[Oracles]:
         cases.append(drawn.case("float64"))
 
     draw_each(keep, networks, seed, [layer], MAX_NODES)
-    return [Oracles(case) for case in cases]
+    return cases
 
 
 def judge_all(function: str, networks: int, seed: int) -> list[Outcome]:

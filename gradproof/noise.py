@@ -7,16 +7,12 @@ could (Monte Carlo arithmetic, Parker 1997; random rounding, Vignes 1993). The s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 
 from gradproof.dtypes import is_floating, limits
-from gradproof.network import Network
-from gradproof.reference import NumpyReference
 
 FLOAT64 = np.dtype("float64")
 
@@ -176,61 +172,15 @@ def observe(array: np.ndarray, rounding: Rounding) -> Noisy:
     return noisy
 
 
-@dataclass(frozen=True)
-class Floor:
-    """The noise floor of one tensor.
-
-    spread: mean absolute deviation of the perturbed runs from the reference, an array of the tensor's shape.
-    overflows: where some run left the dtype's range, so that nothing can be said in this dtype.
-    """
-
-    spread: np.ndarray
-    overflows: np.ndarray
-
-
-class NoiseSamples:
-    """Perturbed runs of the reference on one case, made as they are asked for."""
-
-    def __init__(
-        self,
-        reference: NumpyReference,
-        network: Network,
-        values: Mapping[str, np.ndarray],
-        cotangent: np.ndarray,
-        dtype: str,
-    ) -> None:
-        self._reference = reference
-        self._network = network
-        self._values = values
-        self._cotangent = cotangent
-        self._dtype = np.dtype(dtype)
-        self._runs: list[dict[str, np.ndarray]] = []
-
-    @cached_property
-    def given_finite(self) -> bool:
-        """Whether all the numbers that the case gives are finite, in its dtype."""
-        given = [array for array in self._values.values() if is_floating(array)]
-        return all(np.isfinite(array.astype(self._dtype)).all() for array in (*given, self._cotangent))
-
-    def floor(self, key: str, expected: np.ndarray, count: int) -> Floor:
-        """The floor of one tensor (named as `tensors` names it) from the first `count` runs."""
-        while len(self._runs) < count:
-            self._runs.append(self._run(len(self._runs)))
-        samples = np.stack([run[key] for run in self._runs[:count]])
-        with np.errstate(all="ignore"):
-            spread = np.abs(samples - expected).mean(axis=0)
-        overflows = ~(np.isfinite(samples).all(axis=0) & np.isfinite(spread))
-        return Floor(np.where(overflows, 0.0, spread), overflows)
-
-    def _run(self, index: int) -> dict[str, np.ndarray]:
-        generator = np.random.default_rng((index, self._dtype.itemsize))
-        rounding = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
-        values = {
-            name: observe(rounding.flushed(v), rounding) if is_floating(v) else v for name, v in self._values.items()
-        }
-        forward = self._reference.forward(self._network, values, "float64")
-        gradients = self._reference.backward(forward, observe(rounding.flushed(self._cotangent), rounding))
-        return {key: np.asarray(array) for key, array in tensors(forward.outputs, gradients).items()}
+def rounded_inside(cache: Any, rounding: Rounding) -> Any:
+    """What a forward function kept, its floating arrays rounded."""
+    if isinstance(cache, (tuple, list)):
+        parts = (rounded_inside(each, rounding) for each in cache)
+        return cache._make(parts) if hasattr(cache, "_make") else type(cache)(parts)
+    if not is_floating(cache):
+        return cache
+    rounded = rounding(np.asarray(cache))
+    return observe(rounded, cache.rounding) if isinstance(cache, Noisy) else rounded
 
 
 def tensors(outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[str, Any]:

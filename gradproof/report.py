@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gradproof.check import TOO_LITTLE, Report, Tally
-from gradproof.examination import FAILURES, SECOND_PASS, Examination, Row, rows
+from gradproof.examination import Examination
+from gradproof.rows import Row, rows
+from gradproof.running import FAILURES, SECOND_PASS
 
 WIDTH = 120
 """Columns of a diff that goes into a note or a file."""
@@ -76,7 +78,7 @@ def headline(examination: Examination) -> str:
     if first is None:
         return f"{where}: every tensor agrees"
     if first.verdict == "composition":
-        right = "the first backward pass agrees" if first.check.second_pass else "every layer agrees alone"
+        right = "the first backward pass agrees" if first.check.second_pass else "every layer agrees"
         return f"{where}: {right}; in the network, {_wrong(first)}{_readers(examination, first)}"
     verdict = "diverges as known" if first.verdict == "known divergence" else "is wrong"
     return f"{where}: {first.layer} (node {first.node}) {verdict}: {_wrong(first)}"
@@ -101,8 +103,8 @@ def likely(examination: Examination) -> list[str]:
     """A line for every layer, or sum of gradients, whose wrong numbers a known mistake gives."""
     found = [(culprit.node, culprit.diagnosis) for culprit in examination.culprits if culprit.diagnosis]
     lines = [f"likely mistake in {node.layer.name} (node {node.name}): {diagnosis}" for node, diagnosis in found]
-    if examination.diagnosis and examination.composition:
-        lines.append(f"likely mistake: d {examination.composition.tensor} {examination.diagnosis}")
+    if examination.diagnosis:
+        lines.append(f"likely mistake: d {examination.unblamed[0].tensor} {examination.diagnosis}")
     return lines
 
 
@@ -199,7 +201,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _tally_table(report: Report) -> Table:
-    numbers = ("networks", "gradients", "wrong", "known", "worst agreeing", "unverifiable", "ill-conditioned")
+    numbers = ("networks", "gradients", "wrong", "known", "worst agreeing", "unverifiable")
     table = _table(("adapter", "dtype", *numbers), numbers)
     for (adapter, dtype), tally in report.tallies.items():
         _add_row(table, (adapter, dtype, *_counts(tally)))
@@ -214,7 +216,6 @@ def _counts(tally: Tally) -> tuple[str, ...]:
         str(tally.known),
         f"{tally.worst:.1f} units",
         f"{tally.unverifiable_share:.2%}",
-        f"{tally.ill_conditioned / max(tally.elements, 1):.2%}",
     )
 
 

@@ -29,13 +29,14 @@ from rich.console import Console
 import gradproof.adapters
 import gradproof.reference
 from gradproof.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
-from gradproof.agreement import THRESHOLD
+from gradproof.agreement import THRESHOLD, WHOLE_ROUNDINGS
 from gradproof.check import FAILURE_DIRECTORY, Run, UsageError, require_known
 from gradproof.drawing import EDGE_SHARES, SCALES, Drawn, draw_each
 from gradproof.dtypes import VALID_DTYPES
-from gradproof.examination import Examination, rows
+from gradproof.examination import Examination
 from gradproof.progress import progress
 from gradproof.registry import load_adapters
+from gradproof.rows import rows
 from gradproof.sections import write_section
 
 ADAPTERS = ("torch", "jax")
@@ -153,7 +154,9 @@ class Outcome:
 
     networks: drawn. gradients: compared. false_alarms: one line each, for a network (of an adapter) that disagrees
     with no known divergence to explain it. known, unsupported: networks by adapter and dtype.
-    ill_conditioned, tensors: numbers of tensors. units: of the tensors that agree and are not ill-conditioned.
+    tensors: numbers of tensors that agree; within: of these, whose error is so small that no noise was measured.
+    accuracy: of algorithms that lose digits, by adapter, dtype, layer and algorithm. elements, unverifiable: numbers.
+    units: of the tensors that agree and whose noise was measured.
     """
 
     networks: int = 0
@@ -162,7 +165,10 @@ class Outcome:
     known: Counter[str] = field(default_factory=Counter)
     unsupported: Counter[str] = field(default_factory=Counter)
     tensors: Counter[str] = field(default_factory=Counter)
-    ill_conditioned: Counter[str] = field(default_factory=Counter)
+    within: Counter[str] = field(default_factory=Counter)
+    elements: Counter[str] = field(default_factory=Counter)
+    unverifiable: Counter[str] = field(default_factory=Counter)
+    accuracy: Counter[str] = field(default_factory=Counter)
     units: dict[Key, Distribution] = field(default_factory=dict)
 
     def add(self, examination: Examination) -> None:
@@ -171,11 +177,16 @@ class Outcome:
         self.gradients += sum(check.role == "gradient" for check in examination.checks)
         self.known[where] += examination.known
         for row in rows(examination) if examination.agrees else ():
+            check = row.check
             self.tensors[where] += 1
-            self.ill_conditioned[where] += row.check.ill_conditioned > 0
-            if row.check.index is not None and not row.check.ill_conditioned:
+            self.within[where] += check.bound
+            self.elements[where] += check.elements
+            self.unverifiable[where] += check.unverifiable
+            if check.algorithm:
+                self.accuracy[f"{where} {row.layer}: {check.algorithm}"] += 1
+            elif check.index is not None and not check.bound:
                 key = (examination.adapter, examination.case.dtype, row.layer)
-                self.units.setdefault(key, Distribution()).add(row.check.noise_units)
+                self.units.setdefault(key, Distribution()).add(check.noise_units)
 
     def merge(self, other: Outcome) -> None:
         self.networks += other.networks
@@ -210,7 +221,7 @@ class Outcome:
         return cls(**dict(data) | counters | {"units": units})
 
 
-COUNTERS = ("known", "unsupported", "tensors", "ill_conditioned")
+COUNTERS = ("known", "unsupported", "tensors", "within", "elements", "unverifiable", "accuracy")
 
 
 class _Worker:
@@ -366,7 +377,9 @@ PAGE = """\
 {line}
 
 {versions}, seed {seed}. {draws} sets of numbers for each graph; the dtypes take turns from graph to graph. Errors are
-in noise units, of the tensors that agree and are not ill-conditioned; the threshold is {threshold:g} for all.
+in noise units, of the tensors that agree; the threshold is {threshold:g} for all. "Not measured" is the share of
+tensors whose error is within a few roundings of the result ({roundings}), so that no noise was measured: they are in no
+quantile. "Nothing said" is the share of elements that are unverifiable.
 "Known" counts the networks that a known divergence of the framework explains (`adapters/*.toml`).
 
 {totals}
@@ -386,6 +399,7 @@ def page(outcome: Outcome, plan: Plan, versions: Mapping[str, str]) -> str:
         seed=plan.seed,
         draws=DRAWS,
         threshold=THRESHOLD,
+        roundings=", ".join(f"{each:g} in {dtype}" for dtype, each in WHOLE_ROUNDINGS.items()),
         totals="\n".join(_totals(outcome, pairs)),
         columns=", ".join(f"{adapter} {dtype}" for adapter, dtype in pairs),
         layers="\n".join(_layers(outcome, pairs)),
@@ -393,14 +407,14 @@ def page(outcome: Outcome, plan: Plan, versions: Mapping[str, str]) -> str:
 
 
 def _totals(outcome: Outcome, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    yield "| adapter, dtype | tensors | median | 99 % | 99.9 % | max | ill-conditioned | known | not supported |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "| adapter, dtype | tensors | not measured | median | 99 % | 99.9 % | max | nothing said | known | not supported |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for adapter, dtype in pairs:
         where, together = f"{adapter} {dtype}", outcome.distribution(adapter, dtype)
         tensors = outcome.tensors[where]
         figures = [*(together.quantile(share) for share in (0.5, 0.99, 0.999)), together.largest]
-        cells = [f"{tensors}", *(f"{each:.2g}" for each in figures)]
-        cells += [f"{outcome.ill_conditioned[where] / max(tensors, 1):.1%}"]
+        cells = [f"{tensors}", f"{outcome.within[where] / max(tensors, 1):.1%}", *(f"{each:.2g}" for each in figures)]
+        cells += [f"{outcome.unverifiable[where] / max(outcome.elements[where], 1):.2%}"]
         cells += [f"{outcome.known[where]}", f"{outcome.unsupported[where]}"]
         yield f"| {where} | {' | '.join(cells)} |"
 

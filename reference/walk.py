@@ -43,13 +43,19 @@ class NumpyReference:
     def _forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: np.dtype[Any]) -> Forward:
         known = {name: _cast(value, dtype) for name, value in values.items()}
         caches: dict[str, Any] = {}
+        outputs: dict[str, np.ndarray] = {}
         for node in network.nodes:
-            arrays, by_name = node.bind(known)
-            forward, _ = self.row(node)
-            weights = self._conventions.get(node.layer.name, {})
-            out, caches[node.name] = forward(*arrays, **by_name, **node.keywords, **weights)
+            out, caches[node.name] = self.run_node(node, known)
             known[node.name] = _cast(out, dtype)
-        return Forward({node.name: known[node.name] for node in network.nodes}, (network, caches, known))
+            outputs[node.name] = known[node.name].copy()
+        return Forward(outputs, (network, caches, known), known)
+
+    def run_node(self, node: Node, known: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Any]:
+        """One node's output and cache, from the arrays that it reads."""
+        arrays, by_name = node.bind(known)
+        forward, _ = self.row(node)
+        weights = self._conventions.get(node.layer.name, {})
+        return forward(*arrays, **by_name, **node.keywords, **weights)
 
     def backward(self, forward: Forward, cotangent: np.ndarray) -> dict[str, np.ndarray]:
         """Walk back, adding up what every reader of a tensor sends to it."""

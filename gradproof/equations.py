@@ -1,0 +1,251 @@
+"""The local equations of a run: what each tensor must be, given the numbers that the adapter itself had.
+
+Backpropagation is a set of local equations. A node's value is its layer's function of what the node reads; a tensor's
+gradient is the sum, over the nodes that read it, of their vector-Jacobian products with the gradients of their
+outputs. Where every equation holds to within the rounding of one layer, the whole sweep is right, by induction from
+the given inputs and the given cotangent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gradproof.case import Case, upcast
+from gradproof.dtypes import HALF, is_floating
+from gradproof.network import Network, Node
+from gradproof.noise import Rounding, observe, rounded_inside
+from gradproof.reference import NumpyReference
+
+Array = np.ndarray[Any, Any]
+Terms = Mapping[str, Array]
+"""Argument -> what a node sends back to the tensor that it reads there."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a layer rounds, and to which dtype, when it computes in a coarse one.
+
+    name: "inside" where it computes in float32 or wider and rounds each result once; "stored" where what forward hands
+    to backward is rounded too; "every" where every operation rounds. In float64 and float32 every operation rounds to
+    the dtype itself, whichever the class.
+    """
+
+    name: str
+
+    def operations(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype to which single operations round."""
+        return np.dtype("float32") if self.name != "every" and dtype.name in HALF else dtype
+
+
+INSIDE, STORED, EVERY = Arithmetic("inside"), Arithmetic("stored"), Arithmetic("every")
+ARITHMETICS = {each.name: each for each in (INSIDE, STORED, EVERY)}
+"""Name -> class of arithmetic, the finest first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Floor:
+    """How far rounding can move the numbers of one tensor.
+
+    spread: mean absolute deviation of the perturbed runs. lost: where some run left the arithmetic's range.
+    """
+
+    spread: Array
+    lost: Array
+
+
+class Equation:
+    """One node on the numbers that the adapter had: what it reads, and the gradient of its output.
+
+    number: its place in the network, from which its rounding errors are drawn. reads: tensor -> float64 array.
+    dout: float64 array. rounded: the tensors that the adapter may have held with more digits than it gave.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        number: int,
+        reads: Mapping[str, Array],
+        reference: NumpyReference,
+        dtype: str,
+        rounded: frozenset[str] = frozenset(),
+    ) -> None:
+        self.node = node
+        self._number = number
+        self.reads = reads
+        self._reference = reference
+        self._dtype = np.dtype(dtype)
+        self._rounded = rounded
+        self._samples: dict[tuple[str, Any], list[tuple[Array, Terms]]] = {}
+        self.out, self._cache = reference.run_node(node, reads)
+        self.dout = np.zeros(())
+        self.terms: Terms = {}
+
+    def pull_back(self, dout: Array) -> None:
+        """Take the gradient of the node's output, and compute what it sends back."""
+        self.dout = dout
+        _, backward = self._reference.row(self.node)
+        self.terms = backward(dout.copy(), self._cache)
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether all the numbers that it is given are finite."""
+        given = (*(array for array in self.reads.values() if is_floating(array)), self.dout)
+        return all(bool(np.isfinite(array).all()) for array in given)
+
+    def samples(self, count: int, arithmetic: Arithmetic, reference: NumpyReference | None = None) -> Sequence[Any]:
+        """The value and the terms of `count` runs whose arithmetic rounds, those of another formula where given."""
+        key = (arithmetic.name, id(reference) if reference else None)
+        made = self._samples.setdefault(key, [])
+        while len(made) < count:
+            made.append(self._sample(len(made), arithmetic, reference or self._reference))
+        return made[:count]
+
+    def _sample(self, index: int, arithmetic: Arithmetic, reference: NumpyReference) -> tuple[Array, Terms]:
+        generator = np.random.default_rng((index, self._number, self._dtype.itemsize))
+        rounding = Rounding(arithmetic.operations(self._dtype), generator, to_grid=index % 2 == 1)
+        coarse = Rounding(self._dtype, generator, to_grid=True)
+        reads = {
+            name: observe(self._perturbed(name, array, rounding, coarse), rounding) if is_floating(array) else array
+            for name, array in self.reads.items()
+        }
+        with np.errstate(all="ignore"):
+            out, cache = reference.run_node(self.node, reads)
+            if arithmetic is STORED:
+                cache = rounded_inside(cache, coarse)
+            dout = self._perturbed(self.node.name, self.dout, rounding, coarse)
+            terms = reference.row(self.node)[1](observe(dout, rounding), cache)
+        return np.asarray(out), {name: np.asarray(each) for name, each in terms.items()}
+
+    def _perturbed(self, name: str, array: Array, rounding: Rounding, coarse: Rounding) -> Array:
+        """The array, its small numbers flushed by chance; rounded once where the adapter may have had more digits."""
+        return rounding.flushed(coarse(array) if name in self._rounded else array)
+
+
+@dataclass(frozen=True, eq=False)
+class Statement:
+    """What one tensor must be.
+
+    key: "value:NODE" or "gradient:NAME". expected: float64 array. size: the sum of the magnitudes of its terms.
+    parts: the nodes, with their arguments, whose terms it is the sum of; of a value, the node with None.
+    finite: whether all numbers that go into it are finite. open: whether some of them are not known.
+    """
+
+    key: str
+    expected: Array
+    size: Array
+    parts: tuple[tuple[Equation, str | None], ...]
+    finite: bool = True
+    open: bool = False
+
+    def floor(
+        self,
+        count: int,
+        arithmetics: Mapping[str, Arithmetic],
+        references: Mapping[str, NumpyReference] | None = None,
+    ) -> Floor:
+        """The floor from `count` runs. arithmetics: node -> class, inside where it is not named.
+
+        references: node -> other formulas that it may be computed by.
+        """
+        others = references or {}
+        sums: list[Any] = [0.0] * count
+        for equation, argument in self.parts:
+            name = equation.node.name
+            runs = equation.samples(count, arithmetics.get(name, INSIDE), others.get(name))
+            for i, (out, terms) in enumerate(runs):
+                sums[i] = sums[i] + (out if argument is None else terms[argument])
+        samples = np.stack([np.broadcast_to(each, self.expected.shape) for each in sums])
+        with np.errstate(all="ignore"):
+            spread = np.abs(samples - self.expected).mean(axis=0)
+        lost = ~np.isfinite(spread)
+        return Floor(np.where(lost, 0.0, spread), lost)
+
+
+def usable(got: Any, shape: tuple[int, ...]) -> bool:
+    """Whether these are numbers of that shape, which an equation can be checked on."""
+    return isinstance(got, (np.ndarray, np.generic)) and got.shape == shape and is_floating(np.asarray(got))
+
+
+class Equations:
+    """All equations of one run.
+
+    got: what the adapter gave, keyed as in `tensors`. fused: whether it may have gone on with more digits than it gave.
+    """
+
+    def __init__(self, case: Case, got: Mapping[str, Any], reference: NumpyReference, fused: bool = False) -> None:
+        self.case = case
+        network = case.network
+        nodes = {node.name for node in network.nodes}
+        self._rounded = frozenset(nodes) if fused else frozenset[str]()
+        self._unknown: set[str] = set()
+        self.got = got
+        known = dict(case.exact_values)
+        self.by_node: dict[str, Equation] = {}
+        with np.errstate(all="ignore"):
+            for number, node in enumerate(network.nodes):
+                reads = {source: known[source] for _, source in node.sources}
+                equation = Equation(node, number, reads, reference, case.dtype, self._rounded)
+                self.by_node[node.name] = equation
+                known[node.name] = self._known(f"value:{node.name}", equation.out)
+            self._statements = {f"value:{name}": self._value(name) for name in self.by_node}
+            self._walk_back(network)
+
+    def __iter__(self) -> Any:
+        return iter(self._statements.values())
+
+    def __getitem__(self, key: str) -> Statement:
+        return self._statements[key]
+
+    def _known(self, key: str, expected: Array) -> Array:
+        """The adapter's own numbers, else what they must be."""
+        got = self.got.get(key)
+        if usable(got, expected.shape):
+            return upcast(np.asarray(got))
+        self._unknown.add(key)
+        return expected
+
+    def _value(self, name: str) -> Statement:
+        equation = self.by_node[name]
+        unknown = any(f"value:{source}" in self._unknown for _, source in equation.node.sources)
+        out = np.asarray(equation.out)
+        finite = all(np.isfinite(a).all() for a in equation.reads.values() if is_floating(a))
+        return Statement(f"value:{name}", out, np.abs(out), ((equation, None),), bool(finite), unknown)
+
+    def _walk_back(self, network: Network) -> None:
+        cotangent = self.case.cotangent.astype(np.float64)
+        key = f"gradient:{network.output}"
+        output = self.by_node[network.output]
+        self._statements[key] = Statement(key, cotangent, np.abs(cotangent), ())
+        output.pull_back(self._known(key, cotangent))
+        for node in reversed(network.nodes[:-1]):
+            statement = self._gradient(node.name)
+            self.by_node[node.name].pull_back(self._known(statement.key, statement.expected))
+        for name in network.differentiable:
+            if name not in self.by_node:
+                self._gradient(name)
+
+    def _gradient(self, name: str) -> Statement:
+        key = f"gradient:{name}"
+        parts, terms, unknown = [], [], False
+        for reader, argument in self.case.network.consumers[name]:
+            equation = self.by_node[reader]
+            if argument in equation.terms:
+                parts.append((equation, argument))
+                terms.append(equation.terms[argument])
+                unknown |= bool(self._unknown & self._inputs_of(equation))
+        expected = np.zeros(self.case.network.shapes[name])
+        size = np.zeros(self.case.network.shapes[name])
+        for term in terms:
+            expected, size = expected + term, size + np.abs(term)
+        finite = all(equation.finite for equation, _ in parts)
+        self._statements[key] = Statement(key, np.asarray(expected), np.asarray(size), tuple(parts), finite, unknown)
+        return self._statements[key]
+
+    @staticmethod
+    def _inputs_of(equation: Equation) -> set[str]:
+        return {f"gradient:{equation.node.name}"} | {f"value:{source}" for _, source in equation.node.sources}
