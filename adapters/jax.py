@@ -879,6 +879,7 @@ class JaxAdapter(FunctionalAdapter):
         self._jit = jit or os.environ.get(JAX_JIT_VARIABLE, JITS[0])
         if self._jit not in JITS:
             raise AdapterError(f"jit {self._jit!r}: valid: {', '.join(JITS)}")
+        self.fused = self._jit == "network"
         jax.config.update("jax_enable_x64", True)
         jax.config.update("jax_default_matmul_precision", "highest")
         directory = os.environ.get(JAX_CACHE_VARIABLE) or platformdirs.user_cache_dir("gradproof/jax")

@@ -54,7 +54,11 @@ class Forward:
 
 
 class Adapter(Protocol):
-    """One implementation of forward and backward. NumPy arrays in, NumPy arrays out."""
+    """One implementation of forward and backward. NumPy arrays in, NumPy arrays out.
+
+    An adapter that may go on with more digits of a node's output than it gives, as one program for a whole network
+    may, says so with an attribute `fused` that is True.
+    """
 
     name: str
 

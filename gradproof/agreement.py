@@ -166,7 +166,8 @@ class _Comparison:
         """Where nothing can be said."""
         if self.statement.finite:
             return floor.lost
-        return floor.lost | ~np.isfinite(self.got) | ~np.isfinite(self.statement.expected)
+        statement = self.statement
+        return np.asarray(floor.lost | statement.undefined | ~np.isfinite(self.got) | ~np.isfinite(statement.expected))
 
     def _units(self, floor: Floor, verified: np.ndarray, arithmetics: Mapping[str, Arithmetic]) -> np.ndarray:
         classes = [arithmetics.get(equation.node.name, INSIDE) for equation, _ in self.statement.parts] or [INSIDE]

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gradproof.agreement import judge
-from gradproof.case import Case, redrawn
+from gradproof.agreement import SUFFICIENT, judge
+from gradproof.case import Case, jittered, redrawn
 from gradproof.equations import ARITHMETICS, EVERY, INSIDE, Arithmetic, Equations, Statement
 from gradproof.network import Node
 
 FEWEST_PROBES, MOST_PROBES = 8, 64
-"""Sets of ordinary numbers on which a layer's class is found out: more of them where tensors are small."""
+"""Sets of numbers on which a layer's class is found out: more of them where tensors are small."""
 
 PROBED_ELEMENTS = 512
 """Elements of the smallest tensor after which no more probes are made: few roundings show in few elements."""
@@ -38,12 +38,16 @@ class Classes:
         return self.known.get((node.layer.name, node.options, dtype), INSIDE)
 
     def of(self, case: Case, probe: Probe) -> Arithmetic:
-        """The class of the one node of this case, from its shapes and options with other, ordinary numbers."""
+        """The class of the one node of this case: the coarsest that it was ever found to need.
+
+        It is probed with ordinary numbers when it is first asked for, and each time with numbers near the case's own,
+        for some roundings show only where numbers cancel.
+        """
         (node,) = case.network.nodes
         key = (node.layer.name, node.options, case.dtype)
-        if key not in self.known:
-            self.known[key] = INSIDE  # what is asked for meanwhile
-            self.known[key] = class_of(case, probe)
+        probes = [] if key in self.known else [redrawn(case, seed) for seed in range(_probes(case))]
+        probes += [jittered(case, seed) for seed in range(_probes(case))]
+        self.known[key] = class_of(probes, probe, self.known.get(key, INSIDE))
         return self.known[key]
 
     @staticmethod
@@ -60,23 +64,23 @@ class Classes:
         return found
 
 
-def class_of(case: Case, probe: Probe) -> Arithmetic:
+def class_of(probes: Iterable[Case], probe: Probe, least: Arithmetic = INSIDE) -> Arithmetic:
     """The coarsest class that some tensor of the probes needs. One that fits in none is wrong, and tells no class."""
-    (node,) = case.network.nodes
-    needed = INSIDE
-    for seed in range(_probes(case)):
-        result = None if needed is EVERY else probe(redrawn(case, seed))
+    needed = least
+    for case in probes:
+        result = None if needed is EVERY else probe(case)
         if result is not None:
             equations, got = result
             for statement in equations:
-                needed = _needed(statement, got.get(statement.key), case.dtype, node, needed)
+                needed = _needed(statement, got.get(statement.key), case.dtype, case.network.nodes[0], needed)
     return needed
 
 
 def _needed(statement: Statement, got: Any, dtype: str, node: Node, least: Arithmetic) -> Arithmetic:
     """The finest class, from `least` on, in which the tensor agrees; `least` where it does in none."""
     coarser = [each for each in ARITHMETICS.values() if FINER[each.name] >= FINER[least.name]]
-    fitting = (each for each in coarser if not judge(statement, got, dtype, {node.name: each}).kind)
+    checks = ((each, judge(statement, got, dtype, {node.name: each})) for each in coarser)
+    fitting = (each for each, check in checks if not check.kind and (check.bound or check.noise_units <= SUFFICIENT))
     return next(fitting, least)
 
 

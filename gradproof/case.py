@@ -97,6 +97,21 @@ def redrawn(case: Case, seed: int = 0) -> Case:
     return Case(case.network, case.dtype, values, draw["real"](case.cotangent.shape).astype(case.dtype))
 
 
+def jittered(case: Case, seed: int) -> Case:
+    """The same case with every floating number moved by up to a tenth; signs, and integers, stay as they are."""
+    generator = np.random.default_rng(seed)
+
+    def moved(array: np.ndarray, kind: str = "real") -> np.ndarray:
+        if kind in ("index", "sign"):
+            return array
+        with np.errstate(all="ignore"):
+            near = upcast(array) * generator.uniform(0.9, 1.1, array.shape)
+            return np.asarray((np.minimum(near, 1.0) if kind == "unit" else near).astype(case.dtype))
+
+    values = {name: moved(value, case.network.domain(name).kind) for name, value in case.values.items()}
+    return Case(case.network, case.dtype, values, moved(case.cotangent))
+
+
 def network_to_json(network: Network) -> dict[str, Any]:
     """The network as JSON data: inputs and nodes in forward order."""
     inputs = [

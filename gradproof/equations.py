@@ -47,11 +47,16 @@ ARITHMETICS = {each.name: each for each in (INSIDE, STORED, EVERY)}
 """Name -> class of arithmetic, the finest first."""
 
 
+PEAK = 4.0
+"""How many mean deviations the largest of many deviations may be; of normally distributed errors it is about 3."""
+
+
 @dataclass(frozen=True, eq=False)
 class Floor:
     """How far rounding can move the numbers of one tensor.
 
-    spread: mean absolute deviation of the perturbed runs. lost: where some run left the arithmetic's range.
+    spread: mean absolute deviation of the perturbed runs, or a quarter of the largest one where errors are so unevenly
+        distributed that this is more. lost: where some run left the arithmetic's range.
     """
 
     spread: Array
@@ -108,7 +113,7 @@ class Equation:
     def _sample(self, index: int, arithmetic: Arithmetic, reference: NumpyReference) -> tuple[Array, Terms]:
         generator = np.random.default_rng((index, self._number, self._dtype.itemsize))
         rounding = Rounding(arithmetic.operations(self._dtype), generator, to_grid=index % 2 == 1)
-        coarse = Rounding(self._dtype, generator, to_grid=True)
+        coarse = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
         reads = {
             name: observe(self._perturbed(name, array, rounding, coarse), rounding) if is_floating(array) else array
             for name, array in self.reads.items()
@@ -133,6 +138,7 @@ class Statement:
     key: "value:NODE" or "gradient:NAME". expected: float64 array. size: the sum of the magnitudes of its terms.
     parts: the nodes, with their arguments, whose terms it is the sum of; of a value, the node with None.
     finite: whether all numbers that go into it are finite. open: whether some of them are not known.
+    undefined: where the adapter's value of the tensor is NaN, at which nothing has a derivative.
     """
 
     key: str
@@ -141,6 +147,7 @@ class Statement:
     parts: tuple[tuple[Equation, str | None], ...]
     finite: bool = True
     open: bool = False
+    undefined: Any = False
 
     def floor(
         self,
@@ -161,7 +168,8 @@ class Statement:
                 sums[i] = sums[i] + (out if argument is None else terms[argument])
         samples = np.stack([np.broadcast_to(each, self.expected.shape) for each in sums])
         with np.errstate(all="ignore"):
-            spread = np.abs(samples - self.expected).mean(axis=0)
+            deviations = np.abs(samples - self.expected)
+            spread = np.maximum(deviations.mean(axis=0), deviations.max(axis=0) / PEAK)
         lost = ~np.isfinite(spread)
         return Floor(np.where(lost, 0.0, spread), lost)
 
@@ -184,7 +192,7 @@ class Equations:
         self._rounded = frozenset(nodes) if fused else frozenset[str]()
         self._unknown: set[str] = set()
         self.got = got
-        known = dict(case.exact_values)
+        known = self._values = dict(case.exact_values)
         self.by_node: dict[str, Equation] = {}
         with np.errstate(all="ignore"):
             for number, node in enumerate(network.nodes):
@@ -243,7 +251,10 @@ class Equations:
         for term in terms:
             expected, size = expected + term, size + np.abs(term)
         finite = all(equation.finite for equation, _ in parts)
-        self._statements[key] = Statement(key, np.asarray(expected), np.asarray(size), tuple(parts), finite, unknown)
+        undefined = np.isnan(self._values[name])
+        self._statements[key] = Statement(
+            key, np.asarray(expected), np.asarray(size), tuple(parts), finite, unknown, undefined
+        )
         return self._statements[key]
 
     @staticmethod

@@ -92,6 +92,7 @@ class Isolated(Remarking):
         self.name: str = loaded.name
         self._version: str = loaded.version
         self.class_file: Path | None = loaded.class_file
+        self.fused: bool = loaded.fused
 
     def version(self) -> str:
         return self._version
@@ -309,6 +310,7 @@ class _Loaded:
     name: str
     version: str
     class_file: Path | None
+    fused: bool
 
 
 @dataclass(frozen=True)
@@ -421,7 +423,8 @@ class _Server:
         file = None
         with suppress(TypeError, OSError):
             file = Path(inspect.getfile(type(self._adapter))).absolute()
-        return _Loaded(self._adapter.name, self._adapter.version(), file)
+        fused = bool(getattr(self._adapter, "fused", False))
+        return _Loaded(self._adapter.name, self._adapter.version(), file, fused)
 
     def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
         return bool(self._adapter.supports(layer, options, dtype))

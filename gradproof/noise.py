@@ -63,6 +63,7 @@ class Rounding:
         self.to_grid = to_grid and dtype != FLOAT64
         self.largest = float(info.max)
         self.smallest_normal = float(info.smallest_normal)
+        self.smallest = float(info.smallest_subnormal)
         # A float64 result is rounded already: a shift of half a unit would be rounded away again. On the way to a
         # grid, a quarter keeps every shift below half a step, so that a number on the grid stays where it is.
         self.unit = float(info.eps) * (1.0 if dtype == FLOAT64 else 0.25 if self.to_grid else 0.5)
@@ -80,9 +81,16 @@ class Rounding:
         return np.asarray(rounded) if ordinary.all() else self._at_the_ends(exact, size, rounded)
 
     def _at_the_ends(self, exact: np.ndarray, size: np.ndarray, rounded: np.ndarray) -> np.ndarray:
-        """Zero stays zero, numbers below the smallest normal one are flushed to zero or kept, overflow is NaN."""
-        small = np.where(size < self.smallest_normal, self.flushed(exact), rounded)
+        """Zero stays zero, numbers below the smallest normal one are flushed to zero or rounded, overflow is NaN."""
+        small = np.where(size < self.smallest_normal, self._subnormal(self.flushed(exact)), rounded)
         return np.where(size <= self.largest, small, np.nan)
+
+    def _subnormal(self, small: np.ndarray) -> np.ndarray:
+        """Small numbers rounded to multiples of the smallest one, or shifted by as much; zero stays zero."""
+        steps = small / self.smallest
+        shift = self._take(small.size).reshape(small.shape) / self.unit
+        shifted = np.floor(steps + 0.5 + 0.5 * shift) if self.to_grid else steps + 0.5 * shift
+        return np.where(small == 0.0, 0.0, shifted * self.smallest)
 
     def flushed(self, exact: np.ndarray) -> np.ndarray:
         """The array with numbers below the smallest normal one zero by chance, as on hardware that flushes them."""
