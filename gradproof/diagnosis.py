@@ -17,7 +17,9 @@ import numpy as np
 from gradproof.agreement import THRESHOLD, TensorCheck, compare
 from gradproof.case import Case
 from gradproof.dtypes import limits
-from gradproof.hypotheses import HYPOTHESES, Coarse, Guess, Hypothesis, Suspect, rounded_to
+from gradproof.hypotheses import HYPOTHESES
+from gradproof.hypotheses.precision import rounded_to
+from gradproof.hypotheses.suspect import Coarse, Guess, Hypothesis, Suspect
 from gradproof.network import Node
 from gradproof.noise import NoiseSamples, tensors
 from gradproof.reference import NumpyReference

@@ -1,0 +1,215 @@
+"""Named mistakes of a backward pass: what each would have given for a layer, computed from the reference.
+
+A hypothesis makes guesses about one node; `gradproof.diagnosis` keeps those that reproduce what an adapter gave.
+"""
+
+from __future__ import annotations
+
+from gradproof.hypotheses import activations, attention, general, normalization, precision, recurrent, sums
+from gradproof.hypotheses.suspect import Hypothesis
+
+HYPOTHESES: dict[str, Hypothesis] = {
+    each.name: each
+    for each in (
+        Hypothesis(
+            "cotangent as ones",
+            "equals the gradient for a cotangent of ones: check that the cotangent that arrives is used",
+            general.ones,
+        ),
+        Hypothesis(
+            "cotangent's first element",
+            "equals the gradient for the cotangent's first element everywhere: check that all of it is used",
+            general.first_element,
+        ),
+        Hypothesis(
+            "mask missing",
+            "equals the gradient without the mask: check that the backward pass applies it",
+            attention.mask_missing,
+            covers=("derivative missing", "another option"),
+        ),
+        Hypothesis(
+            "mask scale missing",
+            "equals the gradient without the mask's scale 1 / (1 - p): check that the backward pass applies it",
+            attention.mask_scale_missing,
+            covers=("another option",),
+        ),
+        Hypothesis(
+            "attention scale missing",
+            "equals the gradient without the scale of the scores: check that the backward pass applies it",
+            attention.scale_missing,
+        ),
+        Hypothesis(
+            "softmax element by element",
+            "equals dout times the diagonal of softmax's Jacobian: check that every output depends on every input",
+            normalization.element_by_element,
+        ),
+        Hypothesis(
+            "normalisation term missing",
+            "equals the gradient without {}: check the backward formula, where mean and variance depend on the input",
+            normalization.terms_missing,
+        ),
+        Hypothesis(
+            "training formula",
+            "equals the formula of training, in evaluation: check that the given statistics are held constant",
+            normalization.training_formula,
+        ),
+        Hypothesis(
+            "ddof",
+            "equals what another divisor of the variance gives ({}): check n against n - 1",
+            normalization.another_ddof,
+        ),
+        Hypothesis(
+            "eps",
+            "equals what eps elsewhere gives ({}): check where eps is added, and how large it is",
+            normalization.another_eps,
+        ),
+        Hypothesis(
+            "reduction",
+            "equals what {} gives: check the factor 1/N of the mean",
+            general.reduction,
+            covers=("factor 1/N missing", "factor 1/N too many"),
+        ),
+        Hypothesis(
+            "bias not summed",
+            "equals the cotangent not summed over {}: check the sum that makes the bias' gradient",
+            sums.bias_not_summed,
+            covers=("broadcast not summed", "derivative missing"),
+        ),
+        Hypothesis(
+            "broadcast not summed",
+            "equals the gradient not summed over the axes that were broadcast: check that it gets the operand's shape",
+            sums.broadcast_not_summed,
+        ),
+        Hypothesis(
+            "assigned, not accumulated",
+            "equals the gradient with one pick of each index: check that what repeated indices get is added up",
+            sums.assigned,
+        ),
+        Hypothesis(
+            "one time step",
+            "equals the gradient of the {} time step alone: check that weights add up their gradients over time",
+            recurrent.one_step,
+        ),
+        Hypothesis(
+            "gate order",
+            "equals what the gates' rows in the order {} give: check the order of the gates in weights and biases",
+            recurrent.gate_order,
+            covers=("halves exchanged",),
+        ),
+        Hypothesis(
+            "approximate gelu",
+            "equals what {} gives: check which form of gelu each of the two passes has",
+            activations.another_gelu,
+        ),
+        Hypothesis(
+            "another option",
+            "equals what {} gives: check that the option reaches both passes",
+            general.other_option,
+            covers=("another activation", "normalisation term missing"),
+        ),
+        Hypothesis(
+            "derivative missing",
+            "equals the cotangent as it came: check that the layer's derivative is multiplied in",
+            activations.derivative_missing,
+            covers=("another activation", "derivative at the output"),
+        ),
+        Hypothesis(
+            "derivative at the output",
+            "equals the derivative taken at the layer's output: check that it is taken at the input",
+            activations.at_output,
+        ),
+        Hypothesis(
+            "derivative at the input",
+            "equals the formula for the derivative from the output, at the input: check what is cached",
+            activations.at_input,
+        ),
+        Hypothesis(
+            "derivative twice",
+            "equals the gradient times the derivative once more: check that it is applied once",
+            activations.twice,
+        ),
+        Hypothesis(
+            "product term missing",
+            "equals one of the two terms of the product rule: check that the other one is added",
+            activations.one_term,
+            covers=("another activation",),
+        ),
+        Hypothesis(
+            "another activation",
+            "equals the derivative of {}: check which activation the backward pass has",
+            activations.other_activation,
+        ),
+        Hypothesis(
+            "ties",
+            "equals what another treatment of ties gives ({}): check which of equal elements get the gradient",
+            general.ties,
+        ),
+        Hypothesis(
+            "another subgradient",
+            "equals what the {} gives: check that the choice at the kink is the same for every element",
+            general.subgradient,
+        ),
+        Hypothesis("zero", "is zero: check that the gradient reaches this argument", general.zero),
+        Hypothesis(
+            "sign",
+            "equals the gradient with the opposite sign: check the sign of the derivative",
+            general.opposite,
+            covers=("derivative missing", "arguments exchanged"),
+        ),
+        Hypothesis("sign lost", "equals the gradient's magnitude: check that its sign is kept", general.magnitude),
+        Hypothesis(
+            "factor 2",
+            "equals {} the gradient: check the factor 2, as the derivative of a square has it",
+            general.two,
+        ),
+        Hypothesis(
+            "factor 1/N missing",
+            "equals the gradient without the factor 1/N ({}): check the reduction",
+            general.times_n,
+        ),
+        Hypothesis(
+            "factor 1/N too many",
+            "equals the gradient times 1/N ({}): check whether to sum or to average",
+            general.over_n,
+        ),
+        Hypothesis(
+            "arguments exchanged",
+            "equals the gradients of {}, exchanged: check which is handed to which",
+            general.exchanged,
+        ),
+        Hypothesis(
+            "transposed",
+            "equals the gradient transposed: check the order of its axes",
+            general.transposed,
+            covers=("another layout",),
+        ),
+        Hypothesis(
+            "halves exchanged",
+            "equals the gradient with its halves exchanged along {}: check their order",
+            general.halves,
+        ),
+        Hypothesis(
+            "flipped",
+            "equals the gradient flipped along {}: check convolution against cross-correlation",
+            general.flipped,
+        ),
+        Hypothesis("shifted", "equals the gradient one element off along {}: check the padding", general.shifted),
+        Hypothesis(
+            "another layout",
+            "equals the gradient in another layout: check the order of its axes and elements",
+            general.laid_out,
+        ),
+        Hypothesis(
+            "operands rounded",
+            "equals the gradient of operands rounded to {}: check the precision of matrix products",
+            precision.operands_rounded,
+        ),
+        Hypothesis(
+            "lower precision",
+            "agrees within the rounding of {}, in whose numbers it is: check the dtype of the computation",
+            precision.lower_precision,
+            covers=("operands rounded",),
+        ),
+    )
+}
+"""Name -> hypothesis, the most specific first."""

@@ -1,0 +1,123 @@
+"""Mistakes in the derivative of an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gradproof.hypotheses.general import option_changed
+from gradproof.hypotheses.suspect import Array, Forward, Guess, Suspect
+from gradproof.reference import LAYERS
+from gradproof.reference.common import logistic
+from gradproof.reference.digits import (
+    times_logistic,
+    times_mish_gate,
+    times_normal,
+    times_quick_gate,
+    times_tanh_gate,
+)
+
+# The derivative of an activation.
+
+
+def derivative_missing(suspect: Suspect) -> Iterator[Guess]:
+    yield suspect.changed(lambda g, dout, cache: {n: dout for n, each in g.items() if each.shape == dout.shape})
+
+
+def at_output(suspect: Suspect) -> Iterator[Guess]:
+    """The derivative at f(x) in place of x, be it computed anew or from what was cached."""
+    right = suspect.node.layer.forward
+    if suspect.elementwise:
+        yield Guess(forward=lambda x, **options: (right(x, **options)[0], right(right(x, **options)[0], **options)[1]))
+    yield Guess(forward=_confused(right, lambda arrays, out: {id(each): out for each in arrays}))
+
+
+FROM_OUTPUT: dict[str, Callable[[Array], Array]] = {"tanh": lambda y: 1.0 - y * y, "sigmoid": lambda y: y * (1.0 - y)}
+"""The derivative from y = f(x), as it is commonly computed, of layers that cache x."""
+
+
+def at_input(suspect: Suspect) -> Iterator[Guess]:
+    """The formula for the derivative from f(x), with x put in."""
+    right, derivative = suspect.node.layer.forward, FROM_OUTPUT.get(suspect.name)
+    if derivative:
+        yield Guess(lambda dout, x: {"x": dout * derivative(x)}, lambda x: (right(x)[0], x))
+    elif suspect.elementwise:
+        yield Guess(forward=_confused(suspect.node.layer.forward, lambda arrays, out: {id(out): arrays[0]}))
+
+
+def _confused(forward: Forward, which: Callable[[tuple[Array, ...], Array], dict[int, Array]]) -> Forward:
+    """The forward function, with one array in its cache taken for another: id of the one -> the other."""
+
+    def confusing(*arrays: Array, **others: Any) -> tuple[Array, Any]:
+        out, cache = forward(*arrays, **others)
+        return out, _substituted(cache, which(arrays, out))
+
+    return confusing
+
+
+def _substituted(cache: Any, others: Mapping[int, Array]) -> Any:
+    if isinstance(cache, tuple):
+        return tuple(_substituted(each, others) for each in cache)
+    return others.get(id(cache), cache)
+
+
+def twice(suspect: Suspect) -> Iterator[Guess]:
+    backward = suspect.node.layer.backward
+    if suspect.elementwise:
+        yield suspect.changed(lambda g, dout, cache: backward(g["x"], cache))
+    if suspect.name == "cross_entropy":
+        yield suspect.changed(lambda g, dout, cache: {"x": _softmax_derivative(g["x"], np.exp(cache[0]))})
+    if suspect.name == "bce_with_logits":
+        yield suspect.changed(lambda g, dout, cache: {"x": g["x"] * logistic(cache[0]) * logistic(-cache[0])})
+
+
+def _softmax_derivative(dout: Array, out: Array) -> Array:
+    return out * (dout - (dout * out).sum(axis=-1, keepdims=True))
+
+
+TIMES_GATE: dict[str, Callable[[Array, Array], Array]] = {
+    "silu": times_logistic,
+    "gelu": times_normal,
+    "gelu_tanh": times_tanh_gate,
+    "quick_gelu": times_quick_gate,
+    "mish": times_mish_gate,
+}
+"""a gate(x), of layers f(x) = x gate(x) that cache x."""
+
+
+def one_term(suspect: Suspect) -> Iterator[Guess]:
+    """Of x gate(x): gate, or x gate'(x)."""
+    times_gate = TIMES_GATE.get(suspect.name)
+    if times_gate:
+        yield suspect.changed(lambda g, dout, x: {"x": times_gate(dout, x)})
+        yield suspect.changed(lambda g, dout, x: {"x": g["x"] - times_gate(dout, x)})
+
+
+GELUS = ("gelu", "gelu_tanh", "quick_gelu")
+
+
+def another_gelu(suspect: Suspect) -> Iterator[Guess]:
+    for other in GELUS if suspect.name in GELUS else ():
+        yield from _as_layer(suspect, other)
+    yield from option_changed(suspect, "approximate")
+
+
+def other_activation(suspect: Suspect) -> Iterator[Guess]:
+    if suspect.node.layer.kind == "activation" and suspect.elementwise:
+        for other in LAYERS.values():
+            if other.kind == "activation" and len(other.arguments) == 1 and other.name not in ("identity", *GELUS):
+                yield from _as_layer(suspect, other.name)
+
+
+def _as_layer(suspect: Suspect, name: str) -> Iterator[Guess]:
+    """The guesses that the backward pass, or both passes, are those of another elementwise layer."""
+    right, other = suspect.node.layer.forward, LAYERS[name]
+    options = {option.name: other.defaults[option.name] for option in other.options if not option.structural}
+
+    def backward_alone(x: Array, **others: Any) -> tuple[Array, Any]:
+        return right(x, **others)[0], other.forward(x, **options)[1]
+
+    yield Guess(other.backward, backward_alone, detail=name)
+    yield Guess(other.backward, lambda x, **others: other.forward(x, **options), detail=name)

@@ -1,0 +1,167 @@
+"""What a hypothesis is made of: the node under suspicion, and guesses at what a mistake would have given for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, combinations
+from typing import Any
+
+import numpy as np
+
+from gradproof.case import Case, upcast
+
+Array = np.ndarray[Any, Any]
+Gradients = dict[str, Array]
+Forward = Callable[..., tuple[Array, Any]]
+Backward = Callable[[Array, Any], Gradients]
+Change = Callable[[Gradients, Array, Any], Gradients]
+Conventions = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What one mistake would do to the node: functions or arrays in place of the right ones, None for the right ones.
+
+    arrays: argument -> array. detail: what is to be said of it, for the hypothesis' advice.
+    """
+
+    backward: Backward | None = None
+    forward: Forward | None = None
+    arrays: Mapping[str, Array] | None = None
+    dout: Array | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """The guess that results are rounded to so many significant bits, whatever is computed on the way."""
+
+    bits: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A mistake that people make.
+
+    advice: what the gradient then equals and what to check; {} stands for a guess's detail.
+    guesses: what the mistake would have given for this node; none where it cannot be made there.
+    covers: names of vaguer hypotheses that are not stated beside this one.
+    """
+
+    name: str
+    advice: str
+    guesses: Callable[[Suspect], Iterable[Guess | Coarse]]
+    covers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Suspect:
+    """A node alone, with all that the reference knows of it in float64."""
+
+    case: Case
+    conventions: Conventions
+
+    @cached_property
+    def node(self) -> Any:
+        return self.case.network.nodes[0]
+
+    @cached_property
+    def name(self) -> str:
+        """The layer's name."""
+        return str(self.node.layer.name)
+
+    @cached_property
+    def arrays(self) -> dict[str, Array]:
+        """Argument -> array."""
+        return {argument: upcast(self.case.values[source]) for argument, source in self.node.sources}
+
+    @cached_property
+    def keywords(self) -> dict[str, Any]:
+        """What forward gets beside the arrays: options, and the adapter's choices at kinks."""
+        return {**self.node.keywords, **self.conventions.get(self.name, {})}
+
+    @cached_property
+    def dout(self) -> Array:
+        return self.case.cotangent.astype(np.float64)
+
+    def run_forward(self, forward: Forward, arrays: Mapping[str, Array]) -> tuple[Array, Any]:
+        known = {source: arrays[argument] for argument, source in self.node.sources}
+        in_order, by_name = self.node.bind(known)
+        return forward(*in_order, **by_name, **self.keywords)
+
+    @cached_property
+    def _right(self) -> tuple[Array, Any]:
+        return self.run_forward(self.node.layer.forward, self.arrays)
+
+    @property
+    def out(self) -> Array:
+        return self._right[0]
+
+    @property
+    def cache(self) -> Any:
+        return self._right[1]
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        """The right ones, per argument."""
+        found: Gradients = self.node.layer.backward(self.dout, self.cache)
+        return found
+
+    @property
+    def first(self) -> Array:
+        return next(iter(self.arrays.values()))
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it maps one array to another of the same shape."""
+        return len(self.arrays) == 1 and self.first.shape == self.out.shape
+
+    def predicted(self, guess: Guess) -> dict[str, Array]:
+        """Tensors of the one-node case as the guess would have them, keyed as in a TensorCheck."""
+        dout = self.dout if guess.dout is None else guess.dout
+        out, cache = self._right
+        if guess.forward or guess.arrays:
+            out, cache = self.run_forward(guess.forward or self.node.layer.forward, guess.arrays or self.arrays)
+        gradients = (guess.backward or self.node.layer.backward)(dout, cache)
+        found = {f"value:{self.node.name}": np.asarray(out), f"gradient:{self.node.name}": dout}
+        named = {f"gradient:{source}": argument for argument, source in self.node.sources}
+        return found | {key: np.asarray(gradients[a]) for key, a in named.items() if a in gradients}
+
+    def changed(self, change: Change, detail: str = "") -> Guess:
+        """The guess that the gradients are changed by change(gradients, dout, cache) after they are computed."""
+        backward = self.node.layer.backward
+        return Guess(lambda dout, cache: change(backward(dout, cache), dout, cache), detail=detail)
+
+    def each(self, transform: Callable[[Array], Array], detail: str = "") -> Guess:
+        """The guess that every gradient, taken by itself, is transformed."""
+        return self.changed(lambda g, dout, cache: {name: transform(each) for name, each in g.items()}, detail)
+
+    def cached(self, change: Callable[[Any], Any], detail: str = "") -> Guess:
+        """The guess that the backward pass works on another cache."""
+        backward = self.node.layer.backward
+        return Guess(lambda dout, cache: backward(dout, change(cache)), detail=detail)
+
+    def called(self, detail: str = "", **keywords: Any) -> Iterator[Guess]:
+        """The guesses that other keywords reach the layer: its backward pass alone, or both passes."""
+        right = self.node.layer.forward
+
+        def both(*arrays: Array, **others: Any) -> tuple[Array, Any]:
+            return right(*arrays, **{**others, **keywords})
+
+        def backward_alone(*arrays: Array, **others: Any) -> tuple[Array, Any]:
+            return right(*arrays, **others)[0], both(*arrays, **others)[1]
+
+        yield Guess(forward=backward_alone, detail=detail)
+        yield Guess(forward=both, detail=detail)
+
+
+def subsets(items: Iterable[Any], least: int = 1) -> Iterator[tuple[Any, ...]]:
+    pool = tuple(items)
+    return chain.from_iterable(combinations(pool, count) for count in range(least, len(pool) + 1))
+
+
+def replaced(cache: tuple[Any, ...], at: int, value: Any) -> tuple[Any, ...]:
+    return (*cache[:at], value, *cache[at + 1 :])
