@@ -143,11 +143,13 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "ties",
             "equals what another treatment of ties gives ({}): check which of equal elements get the gradient",
             general.ties,
+            at_kinks=True,
         ),
         Hypothesis(
             "another subgradient",
             "equals what the {} gives: check that the choice at the kink is the same for every element",
             general.subgradient,
+            at_kinks=True,
         ),
         Hypothesis("zero", "is zero: check that the gradient reaches this argument", general.zero),
         Hypothesis(

@@ -105,9 +105,10 @@ def another_gelu(suspect: Suspect) -> Iterator[Guess]:
 
 
 def other_activation(suspect: Suspect) -> Iterator[Guess]:
+    named = ("identity", suspect.name, *GELUS)
     if suspect.node.layer.kind == "activation" and suspect.elementwise:
         for other in LAYERS.values():
-            if other.kind == "activation" and len(other.arguments) == 1 and other.name not in ("identity", *GELUS):
+            if other.kind == "activation" and len(other.arguments) == 1 and other.name not in named:
                 yield from _as_layer(suspect, other.name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, combinations
 from typing import Any
@@ -49,20 +49,30 @@ class Hypothesis:
     advice: what the gradient then equals and what to check; {} stands for a guess's detail.
     guesses: what the mistake would have given for this node; none where it cannot be made there.
     covers: names of vaguer hypotheses that are not stated beside this one.
+    at_kinks: it shows at special numbers alone, and has nothing to show on ordinary ones.
+    in_place: it shows only in the network in which it was seen, and not in the node alone on other numbers.
     """
 
     name: str
     advice: str
     guesses: Callable[[Suspect], Iterable[Guess | Coarse]]
     covers: tuple[str, ...] = ()
+    at_kinks: bool = False
+    in_place: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Suspect:
-    """A node alone, with all that the reference knows of it in float64."""
+    """A node alone, with all that the reference knows of it in float64.
+
+    around: name -> a larger array of which the cotangent may be a slice in memory.
+    got: key -> what the adapter gave, for guesses that take from it which part is there.
+    """
 
     case: Case
     conventions: Conventions
+    around: Mapping[str, Array] = field(default_factory=dict)
+    got: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def node(self) -> Any:

@@ -456,3 +456,51 @@ def test_in_networks_of_up_to_30_nodes_the_faulty_layer_alone_is_named(name: str
 def test_the_faults_of_new_kinds_are_curated_too() -> None:
     assert all(fault.named for fault in KIND_FAULTS)
     assert {fault.name for fault in KIND_FAULTS} <= set(FAULTS)
+
+
+# What was seen to be wrongly stated.
+
+
+def alone(layer: str, row: Any, x: list[float], cotangent: list[float], **options: OptionValue) -> Diagnosis:
+    """What is said of one layer with this row, on one input."""
+    of = network(Input("x", (len(x),)), node("out", layer, "x", **options))
+    case = Case(of, "float64", {"x": np.array(x)}, np.array(cotangent))
+    (culprit,) = examine(Subject(NumpyReference(rows={layer: row}), {}), Oracles(case)).culprits
+    return culprit.diagnosis
+
+
+def changed_at_zero(layer: str, slope: float) -> Any:
+    """The layer's pair, with this slope at 0."""
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+
+    def at_zero(dout: Array, kept: Any) -> dict[str, Array]:
+        x, cache = kept
+        return {"x": np.where(x == 0.0, slope * dout, backward(dout, cache)["x"])}
+
+    return lambda x, **options: (forward(x, **options)[0], (x, forward(x, **options)[1])), at_zero
+
+
+@pytest.mark.parametrize("x", [[0.0], [0.0, 0.0], [0.0, 0.0, 1.0, 2.0]], ids=len)
+def test_a_wrong_slope_at_a_kink_is_not_taken_for_another_activation(x: list[float]) -> None:
+    """0 at 0 is what tanhshrink has, and relu may have, but elsewhere elu is elu."""
+    assert not alone("elu", changed_at_zero("elu", 0.0), x, [1.5, 0.25, -2.0, 3.0][: len(x)])
+
+
+def test_where_a_value_is_infinite_nothing_is_said_of_it() -> None:
+    right = LAYERS["softplus"]
+
+    def naive(x: Array, *, beta: float) -> tuple[Array, Any]:
+        return np.log(1.0 + np.exp(beta * x)) / beta, right.forward(x, beta=beta)[1]
+
+    assert not alone("softplus", (naive, right.backward), [800.0, -1.0, 900.0], [1.0, -2.0, 3.0])
+
+
+def test_beside_a_value_that_is_infinite_a_gradient_is_named_with_its_argument() -> None:
+    right = LAYERS["softplus"]
+
+    def naive(x: Array, *, beta: float) -> tuple[Array, Any]:
+        return np.log(1.0 + np.exp(beta * x)) / beta, right.forward(x, beta=beta)[1]
+
+    row = (naive, lambda dout, cache: {"x": -right.backward(dout, cache)["x"]})
+    diagnosis = alone("softplus", row, [800.0, -1.0, 900.0], [1.0, -2.0, 3.0])
+    assert str(diagnosis) == "x: equals the gradient with the opposite sign: check the sign of the derivative"
