@@ -8,6 +8,9 @@ from __future__ import annotations
 from gradproof.hypotheses import activations, attention, general, normalization, precision, recurrent, sums
 from gradproof.hypotheses.suspect import Hypothesis
 
+FACTORS = ("factor 2", "factor 1/N missing", "factor 1/N too many")
+"""Of which a mistake that scales is a special case."""
+
 HYPOTHESES: dict[str, Hypothesis] = {
     each.name: each
     for each in (
@@ -37,6 +40,40 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "attention scale missing",
             "equals the gradient without the scale of the scores: check that the backward pass applies it",
             attention.scale_missing,
+            covers=FACTORS,
+        ),
+        Hypothesis(
+            "attention scale twice",
+            "equals what the scale applied once more to {} gives: check that it is applied to q and k, once each",
+            attention.scale_too_many,
+            covers=FACTORS,
+        ),
+        Hypothesis(
+            "attention row sums missing",
+            "equals P dP, without the row sums of dout * out: check that P times these sums is subtracted",
+            attention.row_sums_missing,
+        ),
+        Hypothesis(
+            "another causal mask",
+            "equals what another causal mask gives ({}): check the mask of the backward pass",
+            attention.another_causal_mask,
+            covers=("mask missing", "another option"),
+        ),
+        Hypothesis(
+            "grouped heads not summed",
+            "equals {} of each group: check that keys and values sum the gradients of all heads that share them",
+            attention.heads_not_summed,
+            covers=FACTORS,
+        ),
+        Hypothesis(
+            "rotation not inverted",
+            "equals the cotangent turned on by the same angles: check the sign of the sine in the backward pass",
+            attention.turned_on,
+        ),
+        Hypothesis(
+            "another position",
+            "equals what positions {} give: check the position that the first angle belongs to",
+            attention.another_position,
         ),
         Hypothesis(
             "softmax element by element",

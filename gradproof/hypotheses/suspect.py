@@ -17,6 +17,11 @@ Gradients = dict[str, Array]
 Forward = Callable[..., tuple[Array, Any]]
 Backward = Callable[[Array, Any], Gradients]
 Change = Callable[[Gradients, Array, Any], Gradients]
+Arrays = Mapping[str, Array]
+"""Argument -> array."""
+Formula = Callable[[Arrays, Array], Gradients]
+"""(arrays, dout) -> gradients."""
+Value = Callable[[Arrays], Array]
 Conventions = Mapping[str, Mapping[str, float]]
 
 
@@ -153,6 +158,21 @@ class Suspect:
         """The guess that the backward pass works on another cache."""
         backward = self.node.layer.backward
         return Guess(lambda dout, cache: backward(dout, change(cache)), detail=detail)
+
+    def computed(self, gradients: Formula, detail: str = "", value: Value | None = None) -> Guess:
+        """The guess that the gradients are gradients(arrays, dout), and the output, where it is given, value(arrays).
+
+        Arguments that the formula leaves out are not guessed.
+        """
+        right = self.node.layer.forward
+        in_order, _ = self.node.bind({source: argument for argument, source in self.node.sources})
+
+        def forward(*arrays: Array, **others: Any) -> tuple[Array, Arrays]:
+            by_name = {name: each for name, each in others.items() if name in self.arrays}
+            given = dict(zip(in_order, arrays, strict=True)) | by_name
+            return (value(given) if value else right(*arrays, **others)[0]), given
+
+        return Guess(lambda dout, given: gradients(given, dout), forward, detail=detail)
 
     def called(self, detail: str = "", **keywords: Any) -> Iterator[Guess]:
         """The guesses that other keywords reach the layer: its backward pass alone, or both passes."""
