@@ -5,7 +5,18 @@ A hypothesis makes guesses about one node; `gradproof.diagnosis` keeps those tha
 
 from __future__ import annotations
 
-from gradproof.hypotheses import activations, attention, general, normalization, precision, recurrent, sums
+from gradproof.hypotheses import (
+    activations,
+    attention,
+    gated,
+    general,
+    losses,
+    memory,
+    normalization,
+    precision,
+    recurrent,
+    sums,
+)
 from gradproof.hypotheses.suspect import Hypothesis
 
 FACTORS = ("factor 2", "factor 1/N missing", "factor 1/N too many")
@@ -21,8 +32,14 @@ HYPOTHESES: dict[str, Hypothesis] = {
         ),
         Hypothesis(
             "cotangent's first element",
-            "equals the gradient for the cotangent's first element everywhere: check that all of it is used",
+            "equals the gradient for the cotangent's first element {}: check that all of it is used",
             general.first_element,
+        ),
+        Hypothesis(
+            "only a part",
+            "equals the gradient {}, and is zero in the rest: check that every block is computed and written",
+            general.only_part,
+            covers=("another option", "zero", "shifted", "one block of a sum"),
         ),
         Hypothesis(
             "mask missing",
@@ -76,14 +93,54 @@ HYPOTHESES: dict[str, Hypothesis] = {
             attention.another_position,
         ),
         Hypothesis(
+            "another divisor of the mean",
+            "equals what dividing by {} gives: check that the mean divides by the weights of the rows that count",
+            losses.another_divisor,
+            covers=(*FACTORS, "reduction", "another option"),
+        ),
+        Hypothesis(
+            "ignored rows",
+            "equals the gradient with that of ignored rows beside it: check that the backward pass zeroes them",
+            losses.ignored_rows,
+            covers=("another option",),
+        ),
+        Hypothesis(
+            "gate's derivative",
+            "equals what {} gives in the gate's half: check that it is taken at the gate, and is whole",
+            gated.gate_derivative,
+            covers=("product term missing",),
+        ),
+        Hypothesis(
+            "gate for value",
+            "equals what the activation of the other half gives: check which half is the gate",
+            gated.gate_for_value,
+        ),
+        Hypothesis(
             "softmax element by element",
             "equals dout times the diagonal of softmax's Jacobian: check that every output depends on every input",
             normalization.element_by_element,
         ),
         Hypothesis(
             "normalisation term missing",
-            "equals the gradient without {}: check the backward formula, where mean and variance depend on the input",
+            "equals the gradient without {}: check the backward formula, in which the statistics depend on the input",
             normalization.terms_missing,
+        ),
+        Hypothesis(
+            "mean subtracted",
+            "equals layer norm's formula, from which a mean is subtracted: check that RMS norm has no mean of g",
+            normalization.mean_subtracted,
+        ),
+        Hypothesis(
+            "means over other axes",
+            "equals the formula with its means over {}: check over which axes the backward pass takes them",
+            normalization.other_axes,
+            covers=("training formula", "normalisation term missing"),
+        ),
+        Hypothesis(
+            "means over a padded block",
+            "equals what means over {} elements give: check that sums are divided by how many there are",
+            normalization.padded_means,
+            covers=("normalisation term missing",),
         ),
         Hypothesis(
             "training formula",
@@ -110,12 +167,17 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "bias not summed",
             "equals the cotangent not summed over {}: check the sum that makes the bias' gradient",
             sums.bias_not_summed,
-            covers=("broadcast not summed", "derivative missing"),
+            covers=("broadcast not summed", "derivative missing", "one block of a sum"),
         ),
         Hypothesis(
             "broadcast not summed",
             "equals the gradient not summed over the axes that were broadcast: check that it gets the operand's shape",
             sums.broadcast_not_summed,
+        ),
+        Hypothesis(
+            "one block of a sum",
+            "equals the gradient from {} alone: check that blocks of rows add up what they sum",
+            sums.one_block,
         ),
         Hypothesis(
             "assigned, not accumulated",
@@ -126,6 +188,11 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "one time step",
             "equals the gradient of the {} time step alone: check that weights add up their gradients over time",
             recurrent.one_step,
+        ),
+        Hypothesis(
+            "carry missing",
+            "equals the gradient without {}: check what the walk back through time carries",
+            recurrent.carry_missing,
         ),
         Hypothesis(
             "gate order",
@@ -148,7 +215,7 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "derivative missing",
             "equals the cotangent as it came: check that the layer's derivative is multiplied in",
             activations.derivative_missing,
-            covers=("another activation", "derivative at the output"),
+            covers=("saved array overwritten", "another activation", "derivative at the output"),
         ),
         Hypothesis(
             "derivative at the output",
@@ -188,7 +255,12 @@ HYPOTHESES: dict[str, Hypothesis] = {
             general.subgradient,
             at_kinks=True,
         ),
-        Hypothesis("zero", "is zero: check that the gradient reaches this argument", general.zero),
+        Hypothesis(
+            "zero",
+            "is zero: check that the gradient reaches this argument",
+            general.zero,
+            covers=("saved array overwritten",),
+        ),
         Hypothesis(
             "sign",
             "equals the gradient with the opposite sign: check the sign of the derivative",
@@ -237,6 +309,29 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "another layout",
             "equals the gradient in another layout: check the order of its axes and elements",
             general.laid_out,
+        ),
+        Hypothesis(
+            "cotangent read as contiguous",
+            "equals the gradient for the cotangent's memory read in a row ({}): check its strides",
+            memory.read_as_contiguous,
+            in_place=True,
+        ),
+        Hypothesis(
+            "cotangent read with other strides",
+            "equals the gradient for the cotangent read with the strides of another array, {}: check its own",
+            memory.read_with_other_strides,
+            in_place=True,
+        ),
+        Hypothesis(
+            "saved array overwritten",
+            "equals what backward gives for {}: check that nothing is written to what it reads",
+            memory.overwritten,
+        ),
+        Hypothesis(
+            "rounded running sum",
+            "equals the sum over the rows taken one by one in {}: check the dtype that it is kept in",
+            precision.running_sum,
+            covers=("lower precision", "operands rounded"),
         ),
         Hypothesis(
             "operands rounded",

@@ -52,7 +52,7 @@ Within = Callable[[Heads, Array], Gradients]
 """(heads, the cotangent of their outputs) -> the gradients of q, k and v as their arguments had them, and of scores."""
 
 
-def _within(
+def within(
     heads: Heads,
     dout: Array,
     weights: Array | None = None,
@@ -109,8 +109,8 @@ def _dot_product_heads(suspect: Suspect, arrays: Arrays) -> Heads:
     return _heads(q, k, v, arrays, keywords["causal"], factor, groups)
 
 
-def _dot_product(suspect: Suspect, arrays: Arrays, dout: Array, within: Within) -> Gradients:
-    found = within(_dot_product_heads(suspect, arrays), dout)
+def _dot_product(suspect: Suspect, arrays: Arrays, dout: Array, inner: Within) -> Gradients:
+    found = inner(_dot_product_heads(suspect, arrays), dout)
     dscores = found.pop("bias")
     return found | ({"bias": unbroadcast(dscores, arrays["bias"].shape)} if "bias" in arrays else {})
 
@@ -149,9 +149,9 @@ def _per_head(mask: Array, heads: int) -> Array:
     return mask.reshape(-1, heads, *mask.shape[1:]) if mask.ndim == 3 else mask
 
 
-def _multi_head(suspect: Suspect, arrays: Arrays, dout: Array, within: Within) -> Gradients:
+def _multi_head(suspect: Suspect, arrays: Arrays, dout: Array, inner: Within) -> Gradients:
     dattended = _by_head(dout @ arrays["out_proj_weight"], suspect.keywords["heads"])
-    found = within(_multi_head_heads(suspect, arrays), dattended)
+    found = inner(_multi_head_heads(suspect, arrays), dattended)
     # (N, H, L, E) to (L, N, H E), or (L, H E).
     dparts = [each.transpose(2, 0, 1, 3) for each in (found["q"], found["k"], found["v"])]
     dparts = [each.reshape(each.shape[0], *each.shape[1:2] * (dout.ndim - 2), -1) for each in dparts]
@@ -184,10 +184,10 @@ AROUND = {
 """Layer -> its heads from its arrays, and its gradients from those within the heads."""
 
 
-def _attending(suspect: Suspect, within: Within, detail: str = "") -> Guess:
+def attending(suspect: Suspect, inner: Within, detail: str = "") -> Guess:
     """The guess that the heads' backward pass is another one."""
     _, around = AROUND[suspect.name]
-    return suspect.computed(lambda arrays, dout: around(suspect, arrays, dout, within), detail)
+    return suspect.computed(lambda arrays, dout: around(suspect, arrays, dout, inner), detail)
 
 
 # Sums and scales.
@@ -195,32 +195,32 @@ def _attending(suspect: Suspect, within: Within, detail: str = "") -> Guess:
 
 def row_sums_missing(suspect: Suspect) -> Iterator[Guess]:
     if suspect.name in AROUND:
-        yield _attending(suspect, partial(_within, row_sums=np.zeros(())))
+        yield attending(suspect, partial(within, row_sums=np.zeros(())))
 
 
 def heads_not_summed(suspect: Suspect) -> Iterator[Guess]:
     """Of the heads that share a key and a value, one alone, or the mean."""
     if suspect.name in AROUND and suspect.keywords.get("groups", 1) > 1:
-        yield _attending(suspect, partial(_within, share=lambda grouped: grouped[:, :, 0]), "the first head alone")
-        yield _attending(suspect, partial(_within, share=lambda grouped: grouped[:, :, -1]), "the last head alone")
-        yield _attending(suspect, partial(_within, share=lambda grouped: grouped.mean(axis=2)), "the mean of the heads")
+        yield attending(suspect, partial(within, share=lambda grouped: grouped[:, :, 0]), "the first head alone")
+        yield attending(suspect, partial(within, share=lambda grouped: grouped[:, :, -1]), "the last head alone")
+        yield attending(suspect, partial(within, share=lambda grouped: grouped.mean(axis=2)), "the mean of the heads")
 
 
 def _scaled(heads: Heads, dout: Array, power: int, names: tuple[str, ...]) -> Gradients:
     """Some of the gradients with so many more factors of the scale."""
-    right = _within(heads, dout)
+    right = within(heads, dout)
     return {name: each * heads.factor**power if name in names else each for name, each in right.items()}
 
 
 def scale_missing(suspect: Suspect) -> Iterator[Guess]:
     if suspect.name in AROUND:
-        yield _attending(suspect, partial(_scaled, power=-1, names=("q", "k")))
+        yield attending(suspect, partial(_scaled, power=-1, names=("q", "k")))
 
 
 def scale_too_many(suspect: Suspect) -> Iterator[Guess]:
     if suspect.name in AROUND:
-        yield _attending(suspect, partial(_scaled, power=1, names=("q", "k")), "the queries' and keys' gradients")
-        yield _attending(suspect, partial(_scaled, power=1, names=("bias",)), "the bias' gradient")
+        yield attending(suspect, partial(_scaled, power=1, names=("q", "k")), "the queries' and keys' gradients")
+        yield attending(suspect, partial(_scaled, power=1, names=("bias",)), "the bias' gradient")
 
 
 # Masks.
@@ -235,17 +235,17 @@ def _under(heads: Heads, dout: Array, other: Callable[[Heads], Heads], saved: bo
     mistaken = other(heads)
     weights = heads.weights_under(mistaken.allowed) if saved else mistaken.weights
     row_sums = (dout * (heads.weights @ heads.v)).sum(axis=-1, keepdims=True) if from_out else None
-    return _within(heads, dout, weights, row_sums)
+    return within(heads, dout, weights, row_sums)
 
 
 def _masked(suspect: Suspect, other: Callable[[Heads], Heads], detail: str = "") -> Iterator[Guess]:
     """The guesses that backward, or both passes, have another mask."""
     for saved, from_out in ((True, True), (True, False), (False, False), (False, True)):
-        yield _attending(suspect, partial(_under, other=other, saved=saved, from_out=from_out), detail)
+        yield attending(suspect, partial(_under, other=other, saved=saved, from_out=from_out), detail)
     if suspect.name == "scaled_dot_product_attention":
         yield suspect.computed(
             lambda arrays, dout: _dot_product(
-                suspect, arrays, dout, lambda heads, dheads: _within(other(heads), dheads)
+                suspect, arrays, dout, lambda heads, dheads: within(other(heads), dheads)
             ),
             detail,
             lambda arrays: _attended(other(_dot_product_heads(suspect, arrays))),
@@ -305,7 +305,7 @@ def mask_scale_missing(suspect: Suspect) -> Iterator[Guess]:
 # Rotary embeddings.
 
 
-def _turned(x: Array, keywords: dict[str, float | str | int], sign: float, shift: int) -> Array:
+def turned(x: Array, keywords: dict[str, float | str | int], sign: float, shift: int) -> Array:
     """Each pair turned by sign times the angle of its position plus shift."""
     axis, base, pairs = int(keywords["axis"]), float(keywords["base"]), keywords["pairs"]
     half = x.shape[-1] // 2
@@ -323,15 +323,15 @@ def _turned(x: Array, keywords: dict[str, float | str | int], sign: float, shift
 
 def turned_on(suspect: Suspect) -> Iterator[Guess]:
     if suspect.name == "rotary":
-        yield suspect.computed(lambda arrays, dout: {"x": _turned(dout, suspect.keywords, 1.0, 0)})
+        yield suspect.computed(lambda arrays, dout: {"x": turned(dout, suspect.keywords, 1.0, 0)})
 
 
 def another_position(suspect: Suspect) -> Iterator[Guess]:
     for shift, detail in ((1, "one later"), (-1, "one earlier")) if suspect.name == "rotary" else ():
-        back = partial(_turned, keywords=suspect.keywords, sign=-1.0, shift=shift)
+        back = partial(turned, keywords=suspect.keywords, sign=-1.0, shift=shift)
         yield suspect.computed(lambda arrays, dout, back=back: {"x": back(dout)}, detail)
         yield suspect.computed(
             lambda arrays, dout, back=back: {"x": back(dout)},
             detail,
-            lambda arrays, shift=shift: _turned(arrays["x"], suspect.keywords, 1.0, shift),
+            lambda arrays, shift=shift: turned(arrays["x"], suspect.keywords, 1.0, shift),
         )

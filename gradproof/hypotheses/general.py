@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, permutations, product
+from typing import Any
 
 import numpy as np
 
-from gradproof.hypotheses.suspect import Array, Change, Guess, Suspect, subsets
+from gradproof.hypotheses.suspect import Array, Change, Gradients, Guess, Suspect, subsets
 
 # The whole gradient: sign, size, order.
 
@@ -129,8 +130,7 @@ def _axes(suspect: Suspect) -> Iterator[tuple[int, int]]:
 def flipped(suspect: Suspect) -> Iterator[Guess]:
     for rank in (1, *_ranks(suspect)):
         for axes in subsets(range(rank)):
-            detail = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
-            yield suspect.changed(_of_rank(rank, partial(np.flip, axis=axes)), detail)
+            yield suspect.changed(_of_rank(rank, partial(np.flip, axis=axes)), axes_named(axes))
 
 
 def shifted(suspect: Suspect) -> Iterator[Guess]:
@@ -175,8 +175,49 @@ def ones(suspect: Suspect) -> Iterator[Guess]:
 
 
 def first_element(suspect: Suspect) -> Iterator[Guess]:
-    if suspect.dout.size:
-        yield Guess(dout=np.full_like(suspect.dout, suspect.dout.reshape(-1)[0]))
+    """The first along some axes, as a kernel reads it that takes the cotangent for an expanded one."""
+    dout = suspect.dout
+    long = [axis for axis, size in enumerate(dout.shape) if size > 1]
+    for axes in reversed(list(subsets(long))) if dout.size else ():
+        first = dout[tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(dout.ndim))]
+        detail = "everywhere" if len(axes) == len(long) else f"along {axes_named(axes)}"
+        yield Guess(dout=np.broadcast_to(first, dout.shape).copy(), detail=detail)
+
+
+def axes_named(axes: Sequence[int]) -> str:
+    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+
+
+# A part that is missing.
+
+
+def only_part(suspect: Suspect) -> Iterator[Guess]:
+    """Elements in a row along one axis are there, as where a kernel runs over too few blocks; the rest is zero."""
+    for argument, source in suspect.node.sources:
+        right, got = suspect.gradients.get(argument), suspect.got.get(f"gradient:{source}")
+        if right is None or np.shape(got) != right.shape:
+            continue
+        for axis, length in enumerate(right.shape):
+            for start, stop in _parts(right, np.asarray(got), axis):
+                detail = f"from {start} to {stop - 1} of the {length} along axis {axis}"
+                yield suspect.changed(partial(_without_rest, argument=argument, axis=axis, part=(start, stop)), detail)
+
+
+def _parts(right: Array, got: Array, axis: int) -> Iterator[tuple[int, int]]:
+    """Where along the axis the part may begin and end: what is zero in both may belong to it or not."""
+    others = tuple(each for each in range(right.ndim) if each != axis)
+    there = np.flatnonzero((got != 0.0).any(axis=others))
+    missing = np.setdiff1d(np.flatnonzero((right != 0.0).any(axis=others)), there)
+    if there.size and missing.size:
+        first, last = int(there[0]), int(there[-1])
+        starts = (first, 1 + int(missing[missing < first].max(initial=-1)))
+        stops = (last + 1, int(missing[missing > last].min(initial=right.shape[axis])))
+        yield from dict.fromkeys(product(starts, stops))
+
+
+def _without_rest(g: Gradients, dout: Array, cache: Any, argument: str, axis: int, part: tuple[int, int]) -> Gradients:
+    places = np.arange(g[argument].shape[axis]).reshape(-1, *(1,) * (g[argument].ndim - 1 - axis))
+    return {argument: np.where((part[0] <= places) & (places < part[1]), g[argument], 0.0)}
 
 
 # Options.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from gradproof.hypotheses.general import axes_named
 from gradproof.hypotheses.suspect import Array, Backward, Change, Gradients, Guess, Suspect, subsets
 
 # Sums that are not taken.
@@ -27,9 +29,8 @@ def _partly_summed(suspect: Suspect, name: str, axes: tuple[int, ...]) -> Iterat
     for summed in subsets(axes, least=0):
         rest = tuple(axis for axis in axes if axis not in summed)
         if rest:
-            kept = f"axes {', '.join(map(str, rest))}" if len(rest) > 1 else f"axis {rest[0]}"
             for taken in (None, 0, -1):
-                yield suspect.changed(_picked(name, summed, rest, taken), kept)
+                yield suspect.changed(_picked(name, summed, rest, taken), axes_named(rest))
 
 
 def _picked(name: str, summed: tuple[int, ...], rest: tuple[int, ...], taken: int | None) -> Change:
@@ -81,16 +82,56 @@ def _one_of(full: Array, shape: tuple[int, ...], at: int) -> Array:
     return picked
 
 
+BLOCKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Rows that a kernel may sum at a time."""
+
+
+def one_block(suspect: Suspect) -> Iterator[Guess]:
+    """Of the parameters' sums over rows, the part of the last block, or of the first, that nobody adds to the others'.
+
+    Rows are those of the first axis, or of all axes but the last.
+    """
+    if suspect.node.layer.family == "recurrent":  # whose rows reach the weights over later ones
+        return
+    shape = suspect.dout.shape
+    for leading in dict.fromkeys((1, len(shape) - 1)) if len(shape) > 1 else ():
+        rows = math.prod(shape[:leading])
+        for start, stop in _blocks(rows):
+            which = "last" if start else "first"
+            yield _of_rows(suspect, leading, start, stop, f"the {which} {stop - start} of {rows} rows")
+
+
+def _blocks(rows: int) -> Iterator[tuple[int, int]]:
+    """The first and the last of several blocks of each size."""
+    within = [block for block in BLOCKS if block < rows]
+    yield from dict.fromkeys(each for block in within for each in ((0, block), ((rows - 1) // block * block, rows)))
+
+
+def _of_rows(suspect: Suspect, leading: int, start: int, stop: int, detail: str) -> Guess:
+    """The parameters' gradients from some of the rows alone."""
+    backward, slots = suspect.node.layer.backward, [slot for slot, _ in suspect.node.parameters]
+    shape = suspect.dout.shape[:leading]
+    chosen = np.zeros(shape, bool)
+    chosen.reshape(-1)[start:stop] = True
+    chosen = chosen.reshape(*shape, *(1,) * (suspect.dout.ndim - leading))
+
+    def of_rows(dout: Array, cache: Any) -> Gradients:
+        part = backward(np.where(chosen, dout, 0.0), cache)
+        return {slot: part[slot] for slot in slots if slot in part}
+
+    return Guess(of_rows, detail=detail)
+
+
 def assigned(suspect: Suspect) -> Iterator[Guess]:
     """What is picked twice counts once: the last time, or the first."""
     if suspect.name not in ("embedding", "gather"):
         return
-    indices, backward = suspect.cache[0], suspect.node.layer.backward
-    axis = 0 if suspect.name == "embedding" else suspect.cache[2]
-    flat = indices.reshape(-1) if suspect.name == "embedding" else indices
+    indices, backward = suspect.arrays["indices"], suspect.node.layer.backward
     for later in (True, False):
-        counts = _only_pick(flat, axis, later)
-        counts = counts.reshape(*indices.shape, 1) if suspect.name == "embedding" else counts
+        if suspect.name == "embedding":
+            counts = _only_pick(indices.reshape(-1), 0, later).reshape(*indices.shape, 1)
+        else:
+            counts = _only_pick(indices, suspect.keywords["axis"], later)
         yield Guess(partial(_counting, backward, counts))
 
 

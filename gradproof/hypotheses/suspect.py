@@ -159,20 +159,35 @@ class Suspect:
         backward = self.node.layer.backward
         return Guess(lambda dout, cache: backward(dout, change(cache)), detail=detail)
 
+    def _named(self, in_order: Iterable[Array], by_name: Mapping[str, Any]) -> dict[str, Array]:
+        """Argument -> array, of what a forward function is called with."""
+        names, _ = self.node.bind({source: argument for argument, source in self.node.sources})
+        optional = {name: each for name, each in by_name.items() if name in self.arrays}
+        return dict(zip(names, in_order, strict=True)) | optional
+
     def computed(self, gradients: Formula, detail: str = "", value: Value | None = None) -> Guess:
         """The guess that the gradients are gradients(arrays, dout), and the output, where it is given, value(arrays).
 
         Arguments that the formula leaves out are not guessed.
         """
         right = self.node.layer.forward
-        in_order, _ = self.node.bind({source: argument for argument, source in self.node.sources})
 
         def forward(*arrays: Array, **others: Any) -> tuple[Array, Arrays]:
-            by_name = {name: each for name, each in others.items() if name in self.arrays}
-            given = dict(zip(in_order, arrays, strict=True)) | by_name
+            given = self._named(arrays, others)
             return (value(given) if value else right(*arrays, **others)[0]), given
 
         return Guess(lambda dout, given: gradients(given, dout), forward, detail=detail)
+
+    def kept(self, others: Arrays, detail: str = "") -> Guess:
+        """The guess that the backward pass finds some other arrays where those lay that forward was given."""
+        right = self.node.layer.forward
+
+        def forward(*arrays: Array, **keywords: Any) -> tuple[Array, Any]:
+            out, _ = right(*arrays, **keywords)
+            _, cache = self.run_forward(right, {**self._named(arrays, keywords), **others})
+            return out, cache
+
+        return Guess(forward=forward, detail=detail)
 
     def called(self, detail: str = "", **keywords: Any) -> Iterator[Guess]:
         """The guesses that other keywords reach the layer: its backward pass alone, or both passes."""
