@@ -56,9 +56,13 @@ def _attention(
     scale_of_dq: int = 1,
     scale_of_dbias: int = 0,
     offset: Callable[[int, int], int] = lambda queries, keys: 0,
+    anew: bool = False,
     share: Callable[[Array], Array] = lambda grouped: grouped.sum(axis=2),
 ) -> Gradients:
-    """offset: how far beyond its own key a query sees in the backward pass; scale_of: how often it is applied."""
+    """offset: how far beyond its own key a query sees in the backward pass. anew: which sums up what it sees then.
+
+    scale_of_dq, scale_of_dbias: how often the scale is applied.
+    """
     factor = 1.0 / math.sqrt(q.shape[-1]) if isinstance(scale, str) else scale
     keys, values = (np.repeat(each, groups, axis=1) if groups > 1 else each for each in (k, v))
     dq, dk, dv = np.zeros_like(q), np.zeros_like(keys), np.zeros_like(values)
@@ -72,14 +76,14 @@ def _attention(
         for i in range(queries):
             row = (*head, i)
             scores = factor * (keys[head] @ q[row]) + biases[row]
-            allowed = masks[row] & seen[i]
+            allowed, allowed_back = masks[row] & seen[i], masks[row] & seen_back[i]
             if not allowed.any():
                 continue
-            largest = scores[allowed].max()
-            exponentials = np.where(allowed, np.exp(np.minimum(scores - largest, 0.0)), 0.0)
-            logsumexp = largest + np.log(exponentials.sum())
-            out = exponentials / exponentials.sum() @ values[head]
-            weights = np.where(masks[row] & seen_back[i], np.exp(scores - logsumexp), 0.0)
+            logsumexp = _log_sum_exp(scores[allowed])
+            out = np.exp(scores[allowed] - logsumexp) @ values[head][allowed]
+            if anew:
+                logsumexp = _log_sum_exp(scores[allowed_back])
+            weights = np.where(allowed_back, np.exp(np.where(allowed_back, scores, logsumexp) - logsumexp), 0.0)
             total = dout[row] @ out if row_sums else 0.0
             dscores[row] = weights * (values[head] @ dout[row] - total)
             dq[row] = factor**scale_of_dq * (dscores[row] @ keys[head])
@@ -94,6 +98,11 @@ def _attention(
         summed = dscores.sum(axis=tuple(range(leading))).sum(axis=tuple(axes), keepdims=True)
         gradients["bias"] = factor**scale_of_dbias * summed
     return gradients
+
+
+def _log_sum_exp(scores: Array) -> Any:
+    largest = scores.max()
+    return largest + np.log(np.exp(scores - largest).sum())
 
 
 ATTENTION = "scaled_dot_product_attention"
@@ -124,7 +133,7 @@ ATTENTION_FAULTS = (
         "attention_causal_mask_missing",
         ATTENTION,
         "the backward pass sees later keys",
-        partial(_attention, offset=lambda queries, keys: keys),
+        partial(_attention, offset=lambda queries, keys: keys, anew=True),
         "mask missing",
     ),
     _given_fault(
@@ -475,7 +484,7 @@ def _detached(layer: str) -> Backward:
         options = {name: each for name, each in others.items() if name != "returns"}
         before = _states_before(layer, x, first, **options)
         steps = [_right(layer, dout[t : t + 1], x[t : t + 1], *before[t], **others) for t in range(len(x))]
-        summed = {name: sum(step[name] for step in steps) for name in steps[0] if name[0] in "wb"}
+        summed = {name: np.sum([step[name] for step in steps], axis=0) for name in steps[0] if name[0] in "wb"}
         starts = {name: np.zeros_like(each) for name, each in given_states.items()}
         return {"x": np.concatenate([step["x"] for step in steps])} | summed | starts
 

@@ -259,7 +259,7 @@ HYPOTHESES: dict[str, Hypothesis] = {
             "zero",
             "is zero: check that the gradient reaches this argument",
             general.zero,
-            covers=("saved array overwritten",),
+            covers=("saved array overwritten", "derivative at the output", "shifted"),
         ),
         Hypothesis(
             "sign",

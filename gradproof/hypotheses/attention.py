@@ -40,10 +40,10 @@ class Heads:
 
     @property
     def weights(self) -> Array:
-        return masked_softmax(self.scores, self.allowed)[0]
+        return self.weights_under(self.allowed)
 
     def weights_under(self, allowed: Array) -> Array:
-        """P made again from the logarithm of the exponentials' sum that was right, under another mask."""
+        """P from the logarithm of the exponentials' sum, which is that under the right mask, under this mask."""
         _, logsumexp = masked_softmax(self.scores, self.allowed)
         return np.where(allowed, np.exp(np.where(allowed, self.scores - logsumexp, 0.0)), 0.0)
 
@@ -323,15 +323,19 @@ def turned(x: Array, keywords: dict[str, float | str | int], sign: float, shift:
 
 def turned_on(suspect: Suspect) -> Iterator[Guess]:
     if suspect.name == "rotary":
-        yield suspect.computed(lambda arrays, dout: {"x": turned(dout, suspect.keywords, 1.0, 0)})
+        yield suspect.computed(partial(_dx_turned, suspect, sign=1.0, shift=0))
 
 
 def another_position(suspect: Suspect) -> Iterator[Guess]:
     for shift, detail in ((1, "one later"), (-1, "one earlier")) if suspect.name == "rotary" else ():
-        back = partial(turned, keywords=suspect.keywords, sign=-1.0, shift=shift)
-        yield suspect.computed(lambda arrays, dout, back=back: {"x": back(dout)}, detail)
-        yield suspect.computed(
-            lambda arrays, dout, back=back: {"x": back(dout)},
-            detail,
-            lambda arrays, shift=shift: turned(arrays["x"], suspect.keywords, 1.0, shift),
-        )
+        dx = partial(_dx_turned, suspect, sign=-1.0, shift=shift)
+        yield suspect.computed(dx, detail)
+        yield suspect.computed(dx, detail, partial(_out_turned, suspect, shift=shift))
+
+
+def _dx_turned(suspect: Suspect, arrays: Arrays, dout: Array, sign: float, shift: int) -> Gradients:
+    return {"x": turned(dout, suspect.keywords, sign, shift)}
+
+
+def _out_turned(suspect: Suspect, arrays: Arrays, shift: int) -> Array:
+    return turned(arrays["x"], suspect.keywords, 1.0, shift)

@@ -136,7 +136,8 @@ def flipped(suspect: Suspect) -> Iterator[Guess]:
 def shifted(suspect: Suspect) -> Iterator[Guess]:
     for (rank, axis), step in product(_axes(suspect), (1, -1)):
         yield suspect.changed(_of_rank(rank, partial(np.roll, shift=step, axis=axis)), f"axis {axis}")
-        yield suspect.changed(_of_rank(rank, partial(_moved, step=step, axis=axis)), f"axis {axis}")
+        if any(g.ndim == rank and g.shape[axis] > 1 for g in suspect.gradients.values()):
+            yield suspect.changed(_of_rank(rank, partial(_moved, step=step, axis=axis)), f"axis {axis}")
 
 
 def _moved(gradient: Array, step: int, axis: int) -> Array:
@@ -195,11 +196,11 @@ def only_part(suspect: Suspect) -> Iterator[Guess]:
     """Elements in a row along one axis are there, as where a kernel runs over too few blocks; the rest is zero."""
     for argument, source in suspect.node.sources:
         right, got = suspect.gradients.get(argument), suspect.got.get(f"gradient:{source}")
-        if right is None or np.shape(got) != right.shape:
+        if right is None or not isinstance(got, np.ndarray) or got.shape != right.shape:
             continue
         for axis, length in enumerate(right.shape):
-            for start, stop in _parts(right, np.asarray(got), axis):
-                detail = f"from {start} to {stop - 1} of the {length} along axis {axis}"
+            for start, stop in _parts(right, got, axis):
+                detail = f"in {stop - start} of the {length} places along axis {axis}, from {start} on"
                 yield suspect.changed(partial(_without_rest, argument=argument, axis=axis, part=(start, stop)), detail)
 
 

@@ -12,8 +12,8 @@ from gradproof.hypotheses.suspect import Array, Coarse, Gradients, Guess, Suspec
 
 # Precision.
 
-PRECISIONS = ((24, "float32"), (11, "float16"), (8, "bfloat16"))
-"""Significant bits -> the dtype that has them."""
+PRECISIONS = ((8, "bfloat16"), (11, "float16"), (24, "float32"))
+"""Significant bits -> the dtype that has them; what is in the numbers of a coarser one is in those of a finer one."""
 
 
 def rounded_to(array: Array, bits: int) -> Array:

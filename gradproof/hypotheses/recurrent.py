@@ -60,15 +60,17 @@ def _back(
     steps: list[Gradients] = []
     for at in reversed(range(len(run.x))):
         after = {**after, "hidden": after["hidden"] + douts[at]}
-        parts = []
-        for state, dstate in after.items():
-            parts.append(suspect.node.layer.backward(dstate[None], _step(suspect, run, at, state)[1]))
-        step = {name: sum(part[name] for part in parts) for name in parts[0]}
+        parts = [
+            suspect.node.layer.backward(dstate[None], _step(suspect, run, at, state)[1])
+            for state, dstate in after.items()
+        ]
+        step = {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
         starts = STATES[suspect.name]
         after = {state: hand_back(run, at, state, after[state], step.pop(starts[state])[0]) for state in after}
         steps.insert(0, step)
     dx = np.concatenate([step.pop("x") for step in steps])
-    return {"x": dx} | {name: sum(step[name] for step in steps[counted]) for name in steps[0]}, after
+    summed = {name: np.sum([step[name] for step in steps[counted]], axis=0) for name in steps[0]}
+    return {"x": dx} | summed, after
 
 
 def _turned(x: Array, direction: int) -> Array:
@@ -85,7 +87,8 @@ def walked_back(suspect: Suspect, hand_back: HandBack, counted: slice, arrays: A
     firsts = {state: arrays.get(start, np.zeros(shape)) for state, start in starts.items()}
     dlast = {state: dout if keywords["returns"] == state else np.zeros(shape) for state in starts}
 
-    x, runs = arrays["x"], []
+    x = arrays["x"]
+    runs: list[Run] = []
     for layer in suffixes:
         outs = []
         for direction, suffix in enumerate(layer):
@@ -98,10 +101,10 @@ def walked_back(suspect: Suspect, hand_back: HandBack, counted: slice, arrays: A
     dx: Array = dout if keywords["returns"] == "sequence" else np.zeros(x.shape)
     gradients: Gradients = {}
     dfirsts: dict[int, States] = {}
-    for layer in reversed(range(len(suffixes))):
+    for number in reversed(range(len(suffixes))):
         douts, dx = np.split(dx, len(ends), axis=-1), np.zeros(())
-        for direction, suffix in enumerate(suffixes[layer]):
-            at = layer * len(ends) + direction
+        for direction, suffix in enumerate(suffixes[number]):
+            at = number * len(ends) + direction
             after = {state: each[at] for state, each in dlast.items()}
             turned = _turned(douts[direction], direction)
             found, dfirsts[at] = _back(suspect, runs[at], turned, after, hand_back, counted)
@@ -145,7 +148,7 @@ def _update_gate_alone(run: Run, at: int, state: str, after: Array, before: Arra
     return _past_the_gates(run, at, after)
 
 
-HIDDEN = {"what each step hands back to the state before it": partial(_none, of=("hidden",))}
+HIDDEN: dict[str, HandBack] = {"what each step hands back to the state before it": partial(_none, of=("hidden",))}
 CARRIES: dict[str, dict[str, HandBack]] = {
     "rnn_tanh": HIDDEN,
     "gru": {

@@ -17,8 +17,8 @@ from gradproof.case import Case
 from gradproof.check import Report, check, disagreements
 from gradproof.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn
 from gradproof.drawing import Drawn, draw_each
-from gradproof.examination import Examination, Oracles, Subject, examine, rows
-from gradproof.faults import FAULTS, KIND_FAULTS, Fault
+from gradproof.examination import Examination, Oracles, Subject, examine, observe, one_node_case, rows
+from gradproof.faults import FAULTS, KERNEL_FAULTS, KIND_FAULTS, Fault
 from gradproof.hypotheses import HYPOTHESES
 from gradproof.layer import OptionValue
 from gradproof.network import Input, Network, Node
@@ -92,7 +92,7 @@ def test_no_hypothesis_is_stated_of_faults_of_other_kinds(name: str) -> None:
             ("factor 1/N too many", "ddof"),
             ("halves exchanged", "flipped"),
             ("halves exchanged", "shifted"),
-            ("another activation", "another subgradient"),
+            ("mask missing", "another causal mask"),
         )
     }
     others = [fault for fault in NAMED.values() if fault.named not in (None, name)]
@@ -454,8 +454,9 @@ def test_in_networks_of_up_to_30_nodes_the_faulty_layer_alone_is_named(name: str
 
 
 def test_the_faults_of_new_kinds_are_curated_too() -> None:
-    assert all(fault.named for fault in KIND_FAULTS)
-    assert {fault.name for fault in KIND_FAULTS} <= set(FAULTS)
+    for fault in (*KIND_FAULTS, *KERNEL_FAULTS):
+        assert fault.named
+        assert FAULTS[fault.name] is fault
 
 
 # What was seen to be wrongly stated.
@@ -504,3 +505,105 @@ def test_beside_a_value_that_is_infinite_a_gradient_is_named_with_its_argument()
     row = (naive, lambda dout, cache: {"x": -right.backward(dout, cache)["x"]})
     diagnosis = alone("softplus", row, [800.0, -1.0, 900.0], [1.0, -2.0, 3.0])
     assert str(diagnosis) == "x: equals the gradient with the opposite sign: check the sign of the derivative"
+
+
+def spoilt_at_zero(layer: str) -> Any:
+    """The layer's pair, whose gradient is another one where x is 0."""
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+
+    def at_zero(dout: Array, kept: Any) -> dict[str, Array]:
+        x, cache = kept
+        return {"x": backward(dout, cache)["x"] + np.where(x == 0.0, 0.375 * dout, 0.0)}
+
+    return lambda x, **options: (forward(x, **options)[0], (x, forward(x, **options)[1])), at_zero
+
+
+ELEMENTWISE = [
+    name
+    for name, layer in LAYERS.items()
+    if layer.kind == "activation" and len(layer.arguments) == 1 and not layer.parameters([(6,)], layer.defaults)
+    if layer.output_shape([(6,)], layer.defaults) == (6,)
+]
+
+
+@pytest.mark.parametrize("zeros", [1, 3, 6])
+@pytest.mark.parametrize("layer", ELEMENTWISE)
+def test_nothing_is_said_of_what_is_wrong_at_zero_alone(layer: str, zeros: int) -> None:
+    of = network(Input("x", (6,)), node("out", layer, "x", **LAYERS[layer].defaults))
+    case = Case(
+        of, "float64", {"x": np.array([0.0] * zeros + [-1.5, 0.75, 2.5, -0.25, 1.25][: 6 - zeros])}, np.arange(1.0, 7.0)
+    )
+    examination = examine(Subject(NumpyReference(rows={layer: spoilt_at_zero(layer)}), {}), Oracles(case))
+    for culprit in examination.culprits:
+        assert set(culprit.diagnosis.names) <= {"another subgradient"}
+
+
+# What lies around.
+
+
+class Misreading(NumpyReference):
+    """The reference, in which gelu reads the cotangent's memory in a row, whatever its strides are."""
+
+    def row(self, node: Node) -> Any:
+        forward, backward = super().row(node)
+        return (
+            (forward, lambda dout, cache: backward(in_a_row(dout), cache))
+            if node.layer.name == "gelu"
+            else (forward, backward)
+        )
+
+
+def in_a_row(dout: Array) -> Array:
+    """As many elements as there are, from where the first one lies on, in the order of the memory."""
+    whole = dout
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    start = (dout.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) // dout.itemsize
+    return whole.reshape(-1, order="A")[start : start + dout.size].reshape(dout.shape)
+
+
+def observed_in(of: Network, name: str, dtype: str = "float64") -> tuple[Observation, dict[str, Array]]:
+    """What the misreading reference gives for a node within its network, and the gradients of that network."""
+    oracles = Oracles(Drawn(of, seed=5, edge_share=0.0, scale=1.0).case(dtype))
+    within, right = results(Misreading(), oracles.case), oracles.under({})
+    case = one_node_case(oracles, of.node(name), {})
+    got = {
+        key: within[key] for key in (f"value:{name}", *(f"gradient:{source}" for _, source in of.node(name).sources))
+    }
+    got[f"gradient:{name}"] = case.cotangent
+    alone = Oracles(case).under({})
+    checks = compare(alone.expected, got, alone.samples, dtype)
+    again = observe(Subject(NumpyReference(), {}), Oracles(case)).again
+    return Observation(case, {}, got, checks, again), right.gradients
+
+
+BEHIND = {
+    "transposed": network(X, node("bent", "gelu", "x"), node("out", "transpose", "bent", axes=(1, 0))),
+    "a part": network(
+        X, Input("y", (3, 4)), node("bent", "gelu", "x"), node("out", "concatenate", "bent", "y", axis=1)
+    ),
+}
+
+
+def test_a_cotangent_that_lies_transposed_is_told_from_its_memory() -> None:
+    observation, _ = observed_in(BEHIND["transposed"], "bent")
+    diagnosis = diagnose(observation)
+    assert diagnosis.names == ("cotangent read as contiguous",)
+    assert "its axes lie there in the order 1, 0" in str(diagnosis)
+
+
+def test_a_cotangent_that_is_a_part_of_a_larger_one_is_told_from_what_is_around() -> None:
+    observation, gradients = observed_in(BEHIND["a part"], "bent")
+    assert observation.wrong
+    assert not diagnose(observation)
+    diagnosis = diagnose(observation, {"out": gradients["out"]})
+    assert diagnosis.names == ("cotangent read as contiguous",)
+    assert "it is a part of the gradient of out" in str(diagnosis)
+
+
+def test_few_numbers_do_not_tell_how_memory_was_read() -> None:
+    """Of two rows and two columns, two elements change places: that may be anything."""
+    of = network(Input("x", (2, 2)), node("bent", "gelu", "x"), node("out", "transpose", "bent", axes=(1, 0)))
+    observation, _ = observed_in(of, "bent")
+    assert len(observation.wrong) == 1
+    assert not diagnose(observation)
