@@ -10,23 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.faults.making import Array, Fault, Gradients, only, pair_fault, row_fault
+from gradproof.faults.making import Array, Backward, Fault, Gradients, given, only, pair_fault, row_fault
 from gradproof.reference import LAYERS
 from gradproof.reference.recurrent import LSTM
 from gradproof.reference.recurrent import _backward as walk_back
 from gradproof.reference.walk import Row
-
-Backward = Callable[..., Gradients]
-
-
-def given(layer: str, backward: Backward) -> Row:
-    """The layer with another backward function, of (dout, *arrays, **options) as forward got them."""
-    forward = LAYERS[layer].forward
-
-    def keeping(*arrays: Array, **others: Any) -> tuple[Array, Any]:
-        return forward(*arrays, **others)[0], (arrays, others)
-
-    return keeping, lambda dout, cache: backward(dout, *cache[0], **cache[1])
 
 
 def _right(layer: str, dout: Array, *arrays: Array, **others: Any) -> Gradients:

@@ -15,6 +15,7 @@ from gradproof.reference.walk import Row
 Array = np.ndarray[Any, Any]
 Gradients = dict[str, Array]
 Change = Callable[[Gradients, Array, Any], Gradients]
+Backward = Callable[..., Gradients]
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,13 @@ def swapped_where_alike(first: str, second: str) -> Change:
         return {**grads, first: grads[second], second: grads[first]} if alike else grads
 
     return change
+
+
+def given(layer: str, backward: Backward) -> Row:
+    """The layer with another backward function, of (dout, *arrays, **options) as forward got them."""
+    forward = LAYERS[layer].forward
+
+    def keeping(*arrays: Array, **others: Any) -> tuple[Array, Any]:
+        return forward(*arrays, **others)[0], (arrays, others)
+
+    return keeping, lambda dout, cache: backward(dout, *cache[0], **cache[1])

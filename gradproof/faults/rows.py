@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, ndtr
 
-from gradproof.faults.making import Array, Change, Gradients, only, pair_fault, row_fault, scaled
+from gradproof.faults.making import Array, Change, Gradients, given, only, pair_fault, row_fault, scaled
 from gradproof.reference import LAYERS
 from gradproof.reference.common import unbroadcast
-from gradproof.reference.digits import times_logistic, times_normal
 from gradproof.reference.walk import Row
 
 
@@ -122,18 +122,18 @@ ROW_FAULTS = (
     ),
     row_fault("sigmoid_scaled_by_1e-6", "sigmoid", "the gradient is off by one part in a million", scaled(1.0 + 1e-6)),
     row_fault("softplus_scaled_by_1e-3", "softplus", "the gradient is off by one part in a thousand", scaled(1.001)),
-    row_fault(
+    pair_fault(
         "silu_second_term_missing",
         "silu",
         "x s (1 - s) is missing",
-        lambda g, dout, x: {"x": times_logistic(dout, x)},
+        given("silu", lambda dout, x: {"x": dout * expit(x)}),
         named="product term missing",
     ),
-    row_fault(
+    pair_fault(
         "gelu_density_missing",
         "gelu",
         "x p(x) is missing",
-        lambda g, dout, x: {"x": times_normal(dout, x)},
+        given("gelu", lambda dout, x: {"x": dout * ndtr(x)}),
         named="product term missing",
     ),
     pair_fault(

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 from gradproof.hypotheses.general import option_changed
 from gradproof.hypotheses.suspect import Array, Forward, Guess, Suspect
 from gradproof.reference import LAYERS
-from gradproof.reference.common import logistic
-from gradproof.reference.digits import (
-    times_logistic,
-    times_mish_gate,
-    times_normal,
-    times_quick_gate,
-    times_tanh_gate,
-)
-
-# The derivative of an activation.
+from gradproof.reference.common import log_one_plus_exp, logistic
 
 
 def derivative_missing(suspect: Suspect) -> Iterator[Guess]:
@@ -35,14 +28,14 @@ def at_output(suspect: Suspect) -> Iterator[Guess]:
 
 
 FROM_OUTPUT: dict[str, Callable[[Array], Array]] = {"tanh": lambda y: 1.0 - y * y, "sigmoid": lambda y: y * (1.0 - y)}
-"""The derivative from y = f(x), as it is commonly computed, of layers that cache x."""
+"""The derivative from y = f(x), as it is commonly computed."""
 
 
 def at_input(suspect: Suspect) -> Iterator[Guess]:
     """The formula for the derivative from f(x), with x put in."""
-    right, derivative = suspect.node.layer.forward, FROM_OUTPUT.get(suspect.name)
+    derivative = FROM_OUTPUT.get(suspect.name)
     if derivative:
-        yield Guess(lambda dout, x: {"x": dout * derivative(x)}, lambda x: (right(x)[0], x))
+        yield suspect.computed(lambda arrays, dout: {"x": dout * derivative(arrays["x"])})
     elif suspect.elementwise:
         yield Guess(forward=_confused(suspect.node.layer.forward, lambda arrays, out: {id(out): arrays[0]}))
 
@@ -59,7 +52,8 @@ def _confused(forward: Forward, which: Callable[[tuple[Array, ...], Array], dict
 
 def _substituted(cache: Any, others: Mapping[int, Array]) -> Any:
     if isinstance(cache, tuple):
-        return tuple(_substituted(each, others) for each in cache)
+        items = [_substituted(each, others) for each in cache]
+        return cache._make(items) if hasattr(cache, "_make") else tuple(items)
     return others.get(id(cache), cache)
 
 
@@ -67,32 +61,44 @@ def twice(suspect: Suspect) -> Iterator[Guess]:
     backward = suspect.node.layer.backward
     if suspect.elementwise:
         yield suspect.changed(lambda g, dout, cache: backward(g["x"], cache))
-    if suspect.name == "cross_entropy":
-        yield suspect.changed(lambda g, dout, cache: {"x": _softmax_derivative(g["x"], np.exp(cache[0]))})
-    if suspect.name == "bce_with_logits":
-        yield suspect.changed(lambda g, dout, cache: {"x": g["x"] * logistic(cache[0]) * logistic(-cache[0])})
+    if suspect.name in SQUASHING:
+        derivative = SQUASHING[suspect.name]
+        yield suspect.computed(lambda arrays, dout: {"x": derivative(suspect.right(arrays, dout)["x"], arrays["x"])})
 
 
-def _softmax_derivative(dout: Array, out: Array) -> Array:
+def softmax(x: Array) -> Array:
+    """Along the last axis."""
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def _softmax_derivative(dout: Array, x: Array) -> Array:
+    out = softmax(x)
     return out * (dout - (dout * out).sum(axis=-1, keepdims=True))
 
 
-TIMES_GATE: dict[str, Callable[[Array, Array], Array]] = {
-    "silu": times_logistic,
-    "gelu": times_normal,
-    "gelu_tanh": times_tanh_gate,
-    "quick_gelu": times_quick_gate,
-    "mish": times_mish_gate,
+SQUASHING: dict[str, Callable[[Array, Array], Array]] = {
+    "cross_entropy": _softmax_derivative,
+    "bce_with_logits": lambda dout, x: dout * logistic(x) * logistic(-x),
 }
-"""a gate(x), of layers f(x) = x gate(x) that cache x."""
+"""(dout, x) -> what the squashing function within a loss makes of dout."""
+
+GATES: dict[str, Callable[[Array], Array]] = {
+    "silu": logistic,
+    "gelu": ndtr,
+    "gelu_tanh": lambda x: 0.5 * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))),
+    "quick_gelu": lambda x: logistic(1.702 * x),
+    "mish": lambda x: np.tanh(log_one_plus_exp(x)),
+}
+"""The gate of layers f(x) = x gate(x)."""
 
 
 def one_term(suspect: Suspect) -> Iterator[Guess]:
     """Of x gate(x): gate, or x gate'(x)."""
-    times_gate = TIMES_GATE.get(suspect.name)
-    if times_gate:
-        yield suspect.changed(lambda g, dout, x: {"x": times_gate(dout, x)})
-        yield suspect.changed(lambda g, dout, x: {"x": g["x"] - times_gate(dout, x)})
+    gate = GATES.get(suspect.name)
+    if gate:
+        yield suspect.computed(lambda arrays, dout: {"x": dout * gate(arrays["x"])})
+        yield suspect.computed(lambda arrays, dout: {"x": suspect.right(arrays, dout)["x"] - dout * gate(arrays["x"])})
 
 
 GELUS = ("gelu", "gelu_tanh", "quick_gelu")

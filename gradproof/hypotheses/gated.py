@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from gradproof.hypotheses.activations import TIMES_GATE
+from gradproof.hypotheses.activations import GATES
 from gradproof.hypotheses.suspect import Array, Arrays, Gradients, Guess, Suspect
 from gradproof.reference import LAYERS
 from gradproof.reference.common import logistic
@@ -33,7 +33,7 @@ def slope_of(function: str, x: Array) -> Array:
 
 def _first_term(function: str, x: Array) -> Array:
     """Of the product rule: s of s (1 - s), and s(x) of (x s(x))'."""
-    return logistic(x) if function == "sigmoid" else TIMES_GATE[function](np.ones_like(x), x)
+    return logistic(x) if function == "sigmoid" else GATES[function](x)
 
 
 SLOPES: dict[str, Slope] = {

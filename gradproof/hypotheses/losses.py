@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradproof.hypotheses.activations import softmax
 from gradproof.hypotheses.suspect import Array, Arrays, Forward, Gradients, Guess, Suspect
 
 NO_CLASS = -(2**31)
@@ -85,7 +86,5 @@ def _not_ignored(suspect: Suspect, stand_in: int, arrays: Arrays, dout: Array) -
 def _without_class(suspect: Suspect, arrays: Arrays, dout: Array) -> Gradients:
     """The softmax alone, in rows that are ignored."""
     right = _not_ignored(suspect, 0, arrays, dout)["x"]
-    x = arrays["x"]
-    shifted = np.exp(x - x.max(axis=-1, keepdims=True))
-    softmax = shifted / shifted.sum(axis=-1, keepdims=True)
-    return {"x": np.where(_kept(suspect)[..., None], right, _spread(suspect, dout)[..., None] * softmax)}
+    softened = _spread(suspect, dout)[..., None] * softmax(arrays["x"])
+    return {"x": np.where(_kept(suspect)[..., None], right, softened)}

@@ -165,6 +165,11 @@ class Suspect:
         optional = {name: each for name, each in by_name.items() if name in self.arrays}
         return dict(zip(names, in_order, strict=True)) | optional
 
+    def right(self, arrays: Arrays, dout: Array) -> Gradients:
+        """The layer's gradients for these arrays."""
+        found: Gradients = self.node.layer.backward(dout, self.run_forward(self.node.layer.forward, arrays)[1])
+        return found
+
     def computed(self, gradients: Formula, detail: str = "", value: Value | None = None) -> Guess:
         """The guess that the gradients are gradients(arrays, dout), and the output, where it is given, value(arrays).
 
@@ -206,7 +211,3 @@ class Suspect:
 def subsets(items: Iterable[Any], least: int = 1) -> Iterator[tuple[Any, ...]]:
     pool = tuple(items)
     return chain.from_iterable(combinations(pool, count) for count in range(least, len(pool) + 1))
-
-
-def replaced(cache: tuple[Any, ...], at: int, value: Any) -> tuple[Any, ...]:
-    return (*cache[:at], value, *cache[at + 1 :])
