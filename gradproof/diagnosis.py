@@ -246,9 +246,12 @@ def _given(suspect: Suspect, alone: Observation, keys: Iterable[str], guess: Gue
     """The tensors that are as the guess would have them, to within the noise of what it computes."""
     try:
         predicted = suspect.predicted(guess)
-        near = [key for key in keys if key in predicted and _near(predicted[key], key, alone)]
+        asked = [key for key in (predicted if guess.whole else keys) if key in predicted]
         samples = _samples(suspect, guess)
-        return [key for key in near if _agrees(key, predicted[key], alone, samples)]
+        fits = [
+            key for key in asked if _near(predicted[key], key, alone) and _agrees(key, predicted[key], alone, samples)
+        ]
+        return [] if guess.whole and fits != asked else [key for key in fits if key in keys]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return []  # a formula that cannot be put to this layer or to these shapes explains nothing
 

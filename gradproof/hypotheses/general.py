@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations, permutations, product
 from typing import Any
@@ -161,7 +162,7 @@ def exchanged(suspect: Suspect) -> Iterator[Guess]:
     shapes = {name: g.shape for name, g in suspect.gradients.items()}
     for a, b in combinations(shapes, 2):
         if shapes[a] == shapes[b]:
-            yield suspect.changed(_exchange(a, b), f"{a} and {b}")
+            yield replace(suspect.changed(_exchange(a, b), f"{a} and {b}"), whole=True)
 
 
 def _exchange(first: str, second: str) -> Change:

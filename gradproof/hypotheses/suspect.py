@@ -30,6 +30,7 @@ class Guess:
     """What one mistake would do to the node: functions or arrays in place of the right ones, None for the right ones.
 
     arrays: argument -> array. detail: what is to be said of it, for the hypothesis' advice.
+    whole: it explains no tensor unless every one that it gives is so, right ones too.
     """
 
     backward: Backward | None = None
@@ -37,6 +38,7 @@ class Guess:
     arrays: Mapping[str, Array] | None = None
     dout: Array | None = None
     detail: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True)

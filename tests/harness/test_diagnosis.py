@@ -730,3 +730,17 @@ def test_mistakes_within_multi_head_attention_are_named(fault: str, causal: bool
     assert [culprit.diagnosis.names for culprit in examination.culprits] == (
         [] if fault == "attention_strictly_causal" and not causal else [(FAULTS[fault].named,)]
     )
+
+
+def test_what_is_exchanged_is_wrong_on_both_sides() -> None:
+    """A value's gradient that is zero is not the key's where the key has its own, which one key alone has: zero."""
+    of = network(
+        Input("q", (2, 1, 3)),
+        Input("k", (2, 1, 3)),
+        Input("v", (2, 1, 3)),
+        node("out", "scaled_dot_product_attention", "q", "k", "v"),
+    )
+    right = LAYERS["scaled_dot_product_attention"]
+    row = (right.forward, lambda dout, cache: {**right.backward(dout, cache), "v": np.zeros((2, 1, 3))})
+    (culprit,) = examined(NumpyReference(rows={"scaled_dot_product_attention": row}), of).culprits
+    assert culprit.diagnosis.names == ("zero",)
