@@ -6,11 +6,11 @@ noise of that very computation, are stated. Where none does, nothing is said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from gradproof.agreement import THRESHOLD, Evidence, TensorCheck, judge
 from gradproof.case import Case, redrawn
 from gradproof.dtypes import limits
 from gradproof.equations import EVERY, Equation, Statement
-from gradproof.hypotheses import HYPOTHESES, Coarse, Guess, Hypothesis, Suspect, rounded_to
+from gradproof.hypotheses import HYPOTHESES
+from gradproof.hypotheses.precision import rounded_to
+from gradproof.hypotheses.suspect import Coarse, Guess, Hypothesis, Suspect
 from gradproof.reference import NumpyReference
 from gradproof.reference.walk import Conventions
 
@@ -29,7 +31,10 @@ NUMERIC = ("value", "gradient", "shape")
 """Kinds of disagreement between numbers; the other kinds say what is wrong themselves."""
 
 MOST_STATED = 3
-"""Mistakes that are stated of one culprit at most."""
+"""Mistakes that are stated of the same tensors at most."""
+
+SEVERAL = 4
+"""Different wrong numbers that a mistake must account for where it does not show on other numbers."""
 
 FEW_PATHS = 5
 """Paths that meet at a tensor, up to which every choice of them is tried."""
@@ -73,13 +78,10 @@ class Finding:
     text: str
     tensors: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return f"{', '.join(self.tensors)}: {self.text}" if self.tensors else self.text
-
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The mistakes that explain a culprit: one of them where they explain everything, else each its own tensors."""
+    """The mistakes that explain a culprit: each of them everything, or each its own tensors."""
 
     findings: tuple[Finding, ...] = ()
 
@@ -91,73 +93,127 @@ class Diagnosis:
         return tuple(finding.name for finding in self.findings)
 
     def __str__(self) -> str:
-        alternatives = not any(finding.tensors for finding in self.findings)
-        return (", or " if alternatives else "; ").join(map(str, self.findings))
+        alternatives: dict[tuple[str, ...], list[str]] = {}
+        for finding in self.findings:
+            alternatives.setdefault(finding.tensors, []).append(finding.text)
+        return "; ".join(
+            ", ".join(tensors) + ": " * bool(tensors) + ", or ".join(texts) for tensors, texts in alternatives.items()
+        )
 
 
-def diagnose(alone: Observation) -> Diagnosis:
+class Fit(NamedTuple):
+    """A guess that gives what the adapter gave: the hypothesis' name, the guess's detail, and the tensor's key."""
+
+    name: str
+    detail: str
+    key: str
+
+    @property
+    def hypothesis(self) -> Hypothesis:
+        return HYPOTHESES[self.name]
+
+    @property
+    def text(self) -> str:
+        return self.hypothesis.advice.format(self.detail)
+
+
+def diagnose(alone: Observation, around: Mapping[str, np.ndarray] | None = None) -> Diagnosis:
     """The mistakes of the one node of this case.
 
-    Few numbers, or such as lie on kinks, fit many a mistake: one that is stated also gives what the adapter gives for
-    other numbers, be that right or wrong.
+    Few numbers, or such as lie on kinks, fit many a mistake: one that is stated shows in the same way in other numbers.
+    Where it cannot, it accounts for several different numbers here, or is of a kind that only shows at kinks.
+    around: the larger arrays of the network, of which the cotangent may be a slice in memory.
     """
-    keys = list(alone.wrong)
-    explained = _explanations(alone, keys, HYPOTHESES)
-    candidates = list(dict.fromkeys(name for texts in explained.values() for name in texts))
-    if candidates:
-        anew = _explanations(alone.again(redrawn(alone.case)), keys, candidates)
-        explained = {key: {n: text for n, text in texts.items() if n in anew[key]} for key, texts in explained.items()}
-    return Diagnosis(_together(explained) or tuple(_apart(alone, explained)))
+    here = _fits(Suspect(alone.case, alone.conventions, around or {}, alone.got), alone, list(alone.wrong))
+    asked = [fit for fit in here if not fit.hypothesis.in_place]
+    there = _fits_again(alone.again(redrawn(alone.case)), asked) if asked else {}
+    said: dict[str, list[Fit]] = {key: [] for key in alone.wrong}
+    for fit in here:
+        if _confirmed(fit, here, there):
+            said[fit.key].append(fit)
+    numbers_alone = {check.kind for check in alone.checks} <= {None, *NUMERIC}
+    return Diagnosis((numbers_alone and _together(said)) or tuple(_apart(alone, said)))
 
 
-def diagnose_in_place(alone: Observation) -> Diagnosis:
+def _fits_again(again: Observation, asked: Collection[Fit]) -> dict[Fit, int]:
+    keys = list(dict.fromkeys(fit.key for fit in asked))
+    return _fits(Suspect(again.case, again.conventions, got=again.got), again, keys, asked)
+
+
+def _confirmed(fit: Fit, here: Mapping[Fit, int], there: Mapping[Fit, int]) -> bool:
+    """Whether enough speaks for a guess that fits here: the numbers here, and those on other numbers."""
+    if not fit.hypothesis.in_place and fit not in there:
+        return False
+    shown = there.get(fit, 0) > 0
+    numbers = sum(count for each, count in here.items() if (each.name, each.detail) == (fit.name, fit.detail))
+    return shown or fit.hypothesis.at_kinks or numbers >= SEVERAL
+
+
+def diagnose_in_place(alone: Observation, around: Mapping[str, np.ndarray] | None = None) -> Diagnosis:
     """The mistakes of the one node of this case that show in its network alone: in memory, not in numbers."""
-    names = [name for name, each in HYPOTHESES.items() if getattr(each, "in_place", False)]
-    return Diagnosis(_together(_explanations(alone, list(alone.wrong), names)))
+    found = diagnose(alone, around).findings
+    return Diagnosis(tuple(each for each in found if HYPOTHESES[each.name].in_place))
 
 
-def _explanations(alone: Observation, keys: Iterable[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Key of each of the tensors -> name -> text of every hypothesis that gives what the adapter gave for it."""
-    suspect = Suspect(alone.case, alone.conventions)
-    explained: dict[str, dict[str, str]] = {key: {} for key in keys}
+def _fits(
+    suspect: Suspect, of: Observation, keys: Sequence[str], asked: Collection[Fit] | None = None
+) -> dict[Fit, int]:
+    """Every guess that gives what the adapter gave for one of these tensors -> how many wrong numbers it accounts for.
+
+    asked: the guesses that are tried, None for all.
+    """
+    found: dict[Fit, int] = {}
+    names = HYPOTHESES if asked is None else dict.fromkeys(fit.name for fit in asked)
     with np.errstate(all="ignore"):
         for hypothesis in (HYPOTHESES[name] for name in names):
-            for key, detail in _explained(suspect, alone, list(explained), hypothesis).items():
-                explained[key][hypothesis.name] = hypothesis.advice.format(detail)
-    return explained
-
-
-def _together(explained: Mapping[str, Mapping[str, str]]) -> tuple[Finding, ...]:
-    """The hypotheses that explain every wrong tensor, without those that another one covers."""
-    if not explained:
-        return ()
-    first, *others = explained.values()
-    common = [name for name in first if all(name in each for each in others)]
-    covered = {each for name in common for each in HYPOTHESES[name].covers}
-    return tuple(Finding(name, first[name]) for name in common if name not in covered)[:MOST_STATED]
-
-
-def _apart(alone: Observation, explained: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
-    """For each wrong tensor the first hypothesis that explains it; tensors of which the same is said go together."""
-    arguments = {f"gradient:{source}": argument for argument, source in alone.case.network.nodes[0].sources}
-    found: dict[tuple[str, str], list[str]] = {}
-    for key, texts in explained.items():
-        for said in list(texts.items())[:1]:
-            found.setdefault(said, []).append(arguments.get(key, "the output"))
-    for (name, text), names in found.items():
-        yield Finding(name, text, tuple(names))
-
-
-def _explained(suspect: Suspect, alone: Observation, keys: Collection[str], hypothesis: Hypothesis) -> dict[str, str]:
-    """Key of every one of the tensors that the hypothesis explains -> the detail of the guess that does."""
-    found: dict[str, str] = {}
-    for guess in hypothesis.guesses(suspect):
-        left = [key for key in keys if key not in found]
-        if not left:
-            break
-        explained = _rounded(alone, left, guess) if isinstance(guess, Coarse) else _given(suspect, alone, left, guess)
-        found |= dict.fromkeys(explained, guess.detail)
+            for guess in hypothesis.guesses(suspect):
+                fits = {key: Fit(hypothesis.name, guess.detail, key) for key in keys}
+                left = [key for key, fit in fits.items() if fit not in found and (asked is None or fit in asked)]
+                found |= {fits[key]: _different_numbers(of, key) for key in _reproduced(suspect, of, left, guess)}
     return found
+
+
+def _different_numbers(of: Observation, key: str) -> int:
+    """How many elements of the tensor are wrong, each in its own way."""
+    if key not in of.wrong:
+        return 0
+    evidence = of.wrong[key].evidence
+    return int(np.unique(of.got[key] if evidence is None else evidence.error[evidence.wrong]).size)
+
+
+def _reproduced(suspect: Suspect, of: Observation, keys: Sequence[str], guess: Guess | Coarse) -> list[str]:
+    """Those of the tensors that are as the guess would have them."""
+    if not keys:
+        return []
+    return _rounded(of, keys, guess) if isinstance(guess, Coarse) else _given(suspect, of, keys, guess)
+
+
+def _together(said: Mapping[str, Sequence[Fit]]) -> tuple[Finding, ...]:
+    """The mistakes that explain every wrong tensor."""
+    if not said:
+        return ()
+    first, *others = ({(fit.name, fit.detail): fit for fit in fits} for fits in said.values())
+    common = [fit for saying, fit in first.items() if all(saying in each for each in others)]
+    return tuple(Finding(fit.name, fit.text) for fit in _specific(common))
+
+
+def _apart(alone: Observation, said: Mapping[str, Sequence[Fit]]) -> Iterator[Finding]:
+    """The mistakes that explain each tensor; tensors of which the same is said go together."""
+    arguments = {f"gradient:{source}": argument for argument, source in alone.case.network.nodes[0].sources}
+    tensors_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for key, fits in said.items():
+        findings = tuple((fit.name, fit.text) for fit in _specific(fits))
+        tensors_of.setdefault(findings, []).append(arguments.get(key, "the output"))
+    for findings, names in tensors_of.items():
+        for name, text in findings:
+            yield Finding(name, text, tuple(names))
+
+
+def _specific(fits: Sequence[Fit]) -> list[Fit]:
+    """One for each hypothesis, without those that another one covers."""
+    covered = {name for fit in fits for name in fit.hypothesis.covers}
+    firsts = {fit.name: fit for fit in reversed(fits) if fit.name not in covered}
+    return [firsts[name] for name in HYPOTHESES if name in firsts][:MOST_STATED]
 
 
 def _rounded(alone: Observation, keys: Iterable[str], guess: Coarse) -> list[str]:
@@ -179,9 +235,11 @@ def _given(suspect: Suspect, alone: Observation, keys: Iterable[str], guess: Gue
     """The tensors that are as the guess would have them, to within the noise of what it computes."""
     try:
         predicted = suspect.predicted(guess)
-        near = [key for key in keys if key in predicted and _near(predicted[key], key, alone)]
+        asked = [key for key in (predicted if guess.whole else keys) if key in predicted]
+        near = [key for key in asked if _near(predicted[key], key, alone)]
         equation = _equation(suspect, guess) if near else None
-        return [key for key in near if equation and _agrees(key, predicted[key], alone, equation)]
+        fits = [key for key in near if equation and _agrees(key, predicted[key], alone, equation)]
+        return [] if guess.whole and fits != asked else [key for key in fits if key in keys]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return []  # a formula that cannot be put to this layer or to these shapes explains nothing
 

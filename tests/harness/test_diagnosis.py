@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import cache
 from itertools import combinations, cycle
 from typing import Any
+from unittest.mock import patch
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -17,15 +19,17 @@ from gradproof.case import Case
 from gradproof.check import Report, check, disagreements
 from gradproof.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn
 from gradproof.drawing import Drawn, draw_each
-from gradproof.examination import Examination, Oracles, Subject, examine, rows
-from gradproof.faults import FAULTS, KIND_FAULTS, Fault
+from gradproof.examination import Examination, Oracles, Subject, examine, observe, one_node_case, rows
+from gradproof.faults import FAULTS, KERNEL_FAULTS, KIND_FAULTS, Fault
 from gradproof.hypotheses import HYPOTHESES
-from gradproof.layer import OptionValue
+from gradproof.layer import REAL, OptionValue
 from gradproof.network import Input, Network, Node
 from gradproof.noise import tensors
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference import attention as reference_attention
 
 Array = np.ndarray[Any, Any]
+BFLOAT16 = ml_dtypes.bfloat16
 
 NAMED = {name: fault for name, fault in FAULTS.items() if fault.named}
 NAMES = {*HYPOTHESES, *(name for name, _, _ in PATHS)}
@@ -92,7 +96,7 @@ def test_no_hypothesis_is_stated_of_faults_of_other_kinds(name: str) -> None:
             ("factor 1/N too many", "ddof"),
             ("halves exchanged", "flipped"),
             ("halves exchanged", "shifted"),
-            ("another activation", "another subgradient"),
+            ("mask missing", "another causal mask"),
         )
     }
     others = [fault for fault in NAMED.values() if fault.named not in (None, name)]
@@ -454,5 +458,289 @@ def test_in_networks_of_up_to_30_nodes_the_faulty_layer_alone_is_named(name: str
 
 
 def test_the_faults_of_new_kinds_are_curated_too() -> None:
-    assert all(fault.named for fault in KIND_FAULTS)
-    assert {fault.name for fault in KIND_FAULTS} <= set(FAULTS)
+    for fault in (*KIND_FAULTS, *KERNEL_FAULTS):
+        assert fault.named
+        assert FAULTS[fault.name] is fault
+
+
+# What was seen to be wrongly stated.
+
+
+def alone(layer: str, row: Any, x: list[float], cotangent: list[float], **options: OptionValue) -> Diagnosis:
+    """What is said of one layer with this row, on one input."""
+    of = network(Input("x", (len(x),)), node("out", layer, "x", **options))
+    case = Case(of, "float64", {"x": np.array(x)}, np.array(cotangent))
+    (culprit,) = examine(Subject(NumpyReference(rows={layer: row}), {}), Oracles(case)).culprits
+    return culprit.diagnosis
+
+
+def changed_at_zero(layer: str, slope: float) -> Any:
+    """The layer's pair, with this slope at 0."""
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+
+    def at_zero(dout: Array, kept: Any) -> dict[str, Array]:
+        x, cache = kept
+        return {"x": np.where(x == 0.0, slope * dout, backward(dout, cache)["x"])}
+
+    return lambda x, **options: (forward(x, **options)[0], (x, forward(x, **options)[1])), at_zero
+
+
+@pytest.mark.parametrize("x", [[0.0], [0.0, 0.0], [0.0, 0.0, 1.0, 2.0]], ids=len)
+def test_a_wrong_slope_at_a_kink_is_not_taken_for_another_activation(x: list[float]) -> None:
+    """0 at 0 is what tanhshrink has, and relu may have, but elsewhere elu is elu."""
+    assert not alone("elu", changed_at_zero("elu", 0.0), x, [1.5, 0.25, -2.0, 3.0][: len(x)])
+
+
+def test_where_a_value_is_infinite_nothing_is_said_of_it() -> None:
+    right = LAYERS["softplus"]
+
+    def naive(x: Array, *, beta: float) -> tuple[Array, Any]:
+        return np.log(1.0 + np.exp(beta * x)) / beta, right.forward(x, beta=beta)[1]
+
+    assert not alone("softplus", (naive, right.backward), [800.0, -1.0, 900.0], [1.0, -2.0, 3.0])
+
+
+def test_beside_a_value_that_is_infinite_a_gradient_is_named_with_its_argument() -> None:
+    right = LAYERS["softplus"]
+
+    def naive(x: Array, *, beta: float) -> tuple[Array, Any]:
+        return np.log(1.0 + np.exp(beta * x)) / beta, right.forward(x, beta=beta)[1]
+
+    row = (naive, lambda dout, cache: {"x": -right.backward(dout, cache)["x"]})
+    diagnosis = alone("softplus", row, [800.0, -1.0, 900.0], [1.0, -2.0, 3.0])
+    assert str(diagnosis) == "x: equals the gradient with the opposite sign: check the sign of the derivative"
+
+
+def spoilt_at_zero(layer: str) -> Any:
+    """The layer's pair, whose gradient is another one where x is 0."""
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+
+    def at_zero(dout: Array, kept: Any) -> dict[str, Array]:
+        x, cache = kept
+        return {"x": backward(dout, cache)["x"] + np.where(x == 0.0, 0.375 * dout, 0.0)}
+
+    return lambda x, **options: (forward(x, **options)[0], (x, forward(x, **options)[1])), at_zero
+
+
+ELEMENTWISE = [
+    name
+    for name, layer in LAYERS.items()
+    if layer.kind == "activation" and len(layer.arguments) == 1 and not layer.parameters([(6,)], layer.defaults)
+    if layer.output_shape([(6,)], layer.defaults) == (6,)
+    if layer.arguments[0].domain((6,), layer.defaults) == REAL
+]
+
+
+@pytest.mark.parametrize("zeros", [1, 6])
+@pytest.mark.parametrize("layer", ELEMENTWISE)
+def test_nothing_is_said_of_what_is_wrong_at_zero_alone(layer: str, zeros: int) -> None:
+    of = network(Input("x", (6,)), node("out", layer, "x", **LAYERS[layer].defaults))
+    case = Case(
+        of, "float64", {"x": np.array([0.0] * zeros + [-1.5, 0.75, 2.5, -0.25, 1.25][: 6 - zeros])}, np.arange(1.0, 7.0)
+    )
+    examination = examine(Subject(NumpyReference(rows={layer: spoilt_at_zero(layer)}), {}), Oracles(case))
+    for culprit in examination.culprits:
+        assert set(culprit.diagnosis.names) <= {"another subgradient"}
+
+
+# What lies around.
+
+
+class Misreading(NumpyReference):
+    """The reference, in which gelu reads the cotangent's memory in a row, whatever its strides are."""
+
+    def row(self, node: Node) -> Any:
+        forward, backward = super().row(node)
+        return (
+            (forward, lambda dout, cache: backward(in_a_row(dout), cache))
+            if node.layer.name == "gelu"
+            else (forward, backward)
+        )
+
+
+def in_a_row(dout: Array) -> Array:
+    """As many elements as there are, from where the first one lies on, in the order of the memory."""
+    whole = dout
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    start = (dout.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) // dout.itemsize
+    return whole.reshape(-1, order="A")[start : start + dout.size].reshape(dout.shape)
+
+
+def observed_in(of: Network, name: str, dtype: str = "float64") -> tuple[Observation, dict[str, Array]]:
+    """What the misreading reference gives for a node within its network, and the gradients of that network."""
+    oracles = Oracles(Drawn(of, seed=5, edge_share=0.0, scale=1.0).case(dtype))
+    within, right = results(Misreading(), oracles.case), oracles.under({})
+    case = one_node_case(oracles, of.node(name), {})
+    got = {
+        key: within[key] for key in (f"value:{name}", *(f"gradient:{source}" for _, source in of.node(name).sources))
+    }
+    got[f"gradient:{name}"] = case.cotangent
+    alone = Oracles(case).under({})
+    checks = compare(alone.expected, got, alone.samples, dtype)
+    again = observe(Subject(NumpyReference(), {}), Oracles(case)).again
+    return Observation(case, {}, got, checks, again), right.gradients
+
+
+BEHIND = {
+    "transposed": network(X, node("bent", "gelu", "x"), node("out", "transpose", "bent", axes=(1, 0))),
+    "a part": network(
+        X, Input("y", (3, 4)), node("bent", "gelu", "x"), node("out", "concatenate", "bent", "y", axis=1)
+    ),
+}
+
+
+def test_a_cotangent_that_lies_transposed_is_told_from_its_memory() -> None:
+    observation, _ = observed_in(BEHIND["transposed"], "bent")
+    diagnosis = diagnose(observation)
+    assert diagnosis.names == ("cotangent read as contiguous",)
+    assert "its axes lie there in the order 1, 0" in str(diagnosis)
+
+
+def test_a_cotangent_that_is_a_part_of_a_larger_one_is_told_from_what_is_around() -> None:
+    observation, gradients = observed_in(BEHIND["a part"], "bent")
+    assert observation.wrong
+    assert not diagnose(observation)
+    diagnosis = diagnose(observation, {"out": gradients["out"]})
+    assert diagnosis.names == ("cotangent read as contiguous",)
+    assert "it is a part of the gradient of out" in str(diagnosis)
+
+
+def test_few_numbers_do_not_tell_how_memory_was_read() -> None:
+    """Of two rows and two columns, two elements change places: that may be anything."""
+    of = network(Input("x", (2, 2)), node("bent", "gelu", "x"), node("out", "transpose", "bent", axes=(1, 0)))
+    observation, _ = observed_in(of, "bent")
+    assert len(observation.wrong) == 1
+    assert not diagnose(observation)
+
+
+# Sums, long ones.
+
+
+def line(rows: int, change: Any, dtype: str = "float64") -> Diagnosis:
+    """What is said of a linear layer on so many rows, whose gradients are changed by change(gradients, dout, x)."""
+    of = network(Input("x", (rows, 3)), node("out", "linear", "x", parameters="weight:w bias:b", features=2))
+    right = LAYERS["linear"]
+
+    def backward(dout: Array, cache: Any) -> dict[str, Array]:
+        return change(right.backward(dout, cache[1]), dout, cache[0])
+
+    def forward(x: Array, **others: Array) -> tuple[Array, Any]:
+        out, cache = right.forward(x, **others)
+        return out, (x, cache)
+
+    case = Drawn(of, seed=3, edge_share=0.0, scale=1.0).case(dtype)
+    (culprit,) = examine(Subject(NumpyReference(rows={"linear": (forward, backward)}), {}), Oracles(case)).culprits
+    return culprit.diagnosis
+
+
+def added_up(terms: Array, sums: Any, products: Any) -> Array:
+    """One by one, in the dtype of the sums, of terms in the dtype of the products."""
+    total = np.zeros(terms.shape[1:], sums)
+    for term in terms:
+        total = (total + term.astype(products).astype(sums)).astype(sums)
+    return total.astype(terms.dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sums", "products", "told"),
+    [
+        ("float64", np.float32, np.float64, "float32"),
+        ("float64", np.float32, np.float32, "float32"),
+        ("float64", np.float16, np.float16, "float16"),
+        ("float32", np.float16, np.float32, "float16"),
+        ("float32", BFLOAT16, np.float32, "bfloat16"),
+        ("float32", BFLOAT16, BFLOAT16, "bfloat16"),
+    ],
+)
+def test_a_running_sum_in_a_lower_precision_is_told_with_its_dtype(
+    dtype: str, sums: Any, products: Any, told: str
+) -> None:
+    def change(g: dict[str, Array], dout: Array, x: Array) -> dict[str, Array]:
+        return {**g, "weight": added_up(dout[:, :, None] * x[:, None], sums, products)}
+
+    diagnosis = line(300, change, dtype)
+    assert diagnosis.names == ("rounded running sum",)
+    assert f"one by one in {told}: check" in str(diagnosis)
+
+
+def test_a_sum_that_is_rounded_once_is_no_running_sum() -> None:
+    diagnosis = line(300, lambda g, dout, x: {**g, "weight": g["weight"].astype(np.float16).astype(np.float64)})
+    assert diagnosis.names == ("lower precision",)
+    assert "within the rounding of float16" in str(diagnosis)
+
+
+@pytest.mark.parametrize("block", [8, 16, 32, 64, 128, 256, 1024])
+def test_the_last_block_of_a_sum_is_told(block: int) -> None:
+    rows = block + 5
+    diagnosis = line(rows, lambda g, dout, x: {**g, "weight": dout[block:].T @ x[block:]})
+    assert str(diagnosis) == (
+        f"equals the gradient from the last 5 of {rows} rows alone: check that blocks of rows add up what they sum"
+    )
+
+
+def test_a_block_from_the_middle_of_a_sum_is_not_named() -> None:
+    assert not line(24, lambda g, dout, x: {**g, "weight": dout[8:16].T @ x[8:16]})
+
+
+def test_a_part_is_told_with_where_it_lies() -> None:
+    diagnosis = line(24, lambda g, dout, x: {**g, "x": np.where(np.arange(24)[:, None] < 8, g["x"], 0.0)})
+    assert str(diagnosis) == (
+        "equals the gradient in 8 of the 24 places along axis 0, from 0 on, and is zero in the rest: "
+        "check that every block is computed and written"
+    )
+
+
+def test_a_part_in_the_wrong_size_is_not_named() -> None:
+    assert not line(24, lambda g, dout, x: {**g, "x": np.where(np.arange(24)[:, None] < 8, 1.3 * g["x"], 0.0)})
+
+
+# Attention with its projections.
+
+
+class WrongWithin(NumpyReference):
+    """The reference, in whose multi-head attention the heads' backward pass is a planted fault's."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self._backward = rows_of(fault)["scaled_dot_product_attention"]
+
+    def row(self, node: Node) -> Any:
+        forward, backward = super().row(node)
+
+        def within(*arrays: Array, **others: Any) -> tuple[Array, Any]:
+            with patch.object(reference_attention, "scaled_dot_product_attention_forward", self._backward[0]):
+                return forward(*arrays, **others)
+
+        def wrong(dout: Array, cache: Any) -> dict[str, Array]:
+            with patch.object(reference_attention, "scaled_dot_product_attention_backward", self._backward[1]):
+                return backward(dout, cache)
+
+        return within, wrong
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("fault", ["attention_row_sums_missing", "attention_strictly_causal", "attention_scale_twice"])
+def test_mistakes_within_multi_head_attention_are_named(fault: str, causal: bool) -> None:
+    slots = "in_proj_weight:w out_proj_weight:v in_proj_bias:b out_proj_bias:c"
+    of = network(
+        Input("x", (5, 2, 6)), node("out", "multi_head_attention", "x", parameters=slots, heads=2, causal=causal)
+    )
+    examination = examined(WrongWithin(fault), of)
+    assert [culprit.diagnosis.names for culprit in examination.culprits] == (
+        [] if fault == "attention_strictly_causal" and not causal else [(FAULTS[fault].named,)]
+    )
+
+
+def test_what_is_exchanged_is_wrong_on_both_sides() -> None:
+    """A value's gradient that is zero is not the key's where the key has its own, which one key alone has: zero."""
+    of = network(
+        Input("q", (2, 1, 3)),
+        Input("k", (2, 1, 3)),
+        Input("v", (2, 1, 3)),
+        node("out", "scaled_dot_product_attention", "q", "k", "v"),
+    )
+    right = LAYERS["scaled_dot_product_attention"]
+    row = (right.forward, lambda dout, cache: {**right.backward(dout, cache), "v": np.zeros((2, 1, 3))})
+    (culprit,) = examined(NumpyReference(rows={"scaled_dot_product_attention": row}), of).culprits
+    assert culprit.diagnosis.names == ("zero",)
