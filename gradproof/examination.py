@@ -21,7 +21,7 @@ from gradproof.divergence import Divergence, explain
 from gradproof.dtypes import is_floating
 from gradproof.network import Input, Network, Node
 from gradproof.noise import NoiseSamples, tensors
-from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.walk import Row as Pair
 from gradproof.watch import Remark, watch
 
@@ -37,10 +37,11 @@ OF_THE_RUN = (*FAILURES, "global_state")
 
 
 class Oracle:
-    """What is expected of one case: the reference's tensors in float64, and their noise samples."""
+    """What is expected of one case: the precise tensors in float64, and noise samples of the textbook formulas."""
 
     def __init__(self, case: Case, conventions: Conventions) -> None:
-        self._reference = NumpyReference(conventions)
+        self._reference = NumpyReference(conventions, PRECISE)
+        self._textbook = NumpyReference(conventions)
         self._case = case
         self._forward = self._reference.forward(case.network, case.exact_values, "float64")
 
@@ -65,7 +66,7 @@ class Oracle:
     def samples(self) -> NoiseSamples:
         case = self._case
         cotangent = case.cotangent.astype(np.float64)
-        return NoiseSamples(self._reference, case.network, case.exact_values, cotangent, case.dtype)
+        return NoiseSamples(self._textbook, case.network, case.exact_values, cotangent, case.dtype)
 
 
 class Oracles:

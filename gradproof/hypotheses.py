@@ -17,13 +17,6 @@ import numpy as np
 from gradproof.case import Case, upcast
 from gradproof.reference import LAYERS
 from gradproof.reference.common import logistic
-from gradproof.reference.digits import (
-    times_logistic,
-    times_mish_gate,
-    times_normal,
-    times_quick_gate,
-    times_tanh_gate,
-)
 from gradproof.reference.normalization import along_channels
 
 Array = np.ndarray[Any, Any]
@@ -364,16 +357,9 @@ def _at_output(suspect: Suspect) -> Iterator[Guess]:
     yield Guess(forward=_confused(right, lambda arrays, out: {id(each): out for each in arrays}))
 
 
-FROM_OUTPUT: dict[str, Callable[[Array], Array]] = {"tanh": lambda y: 1.0 - y * y, "sigmoid": lambda y: y * (1.0 - y)}
-"""The derivative from y = f(x), as it is commonly computed, of layers that cache x."""
-
-
 def _at_input(suspect: Suspect) -> Iterator[Guess]:
     """The formula for the derivative from f(x), with x put in."""
-    right, derivative = suspect.node.layer.forward, FROM_OUTPUT.get(suspect.name)
-    if derivative:
-        yield Guess(lambda dout, x: {"x": dout * derivative(x)}, lambda x: (right(x)[0], x))
-    elif suspect.elementwise:
+    if suspect.elementwise:
         yield Guess(forward=_confused(suspect.node.layer.forward, lambda arrays, out: {id(out): arrays[0]}))
 
 
@@ -389,7 +375,8 @@ def _confused(forward: Forward, which: Callable[[tuple[Array, ...], Array], dict
 
 def _substituted(cache: Any, others: Mapping[int, Array]) -> Any:
     if isinstance(cache, tuple):
-        return tuple(_substituted(each, others) for each in cache)
+        items = [_substituted(each, others) for each in cache]
+        return cache._make(items) if hasattr(cache, "_make") else tuple(items)
     return others.get(id(cache), cache)
 
 
@@ -407,22 +394,19 @@ def _softmax_derivative(dout: Array, out: Array) -> Array:
     return out * (dout - (dout * out).sum(axis=-1, keepdims=True))
 
 
-TIMES_GATE: dict[str, Callable[[Array, Array], Array]] = {
-    "silu": times_logistic,
-    "gelu": times_normal,
-    "gelu_tanh": times_tanh_gate,
-    "quick_gelu": times_quick_gate,
-    "mish": times_mish_gate,
+GATE: dict[str, Callable[[Array], Array]] = {
+    **dict.fromkeys(("silu", "gelu", "quick_gelu", "mish"), lambda gate: gate),
+    "gelu_tanh": lambda bend: 0.5 * (1.0 + bend),
 }
-"""a gate(x), of layers f(x) = x gate(x) that cache x."""
+"""The gate of layers f(x) = x gate(x), from what they keep beside x."""
 
 
 def _one_term(suspect: Suspect) -> Iterator[Guess]:
     """Of x gate(x): gate, or x gate'(x)."""
-    times_gate = TIMES_GATE.get(suspect.name)
-    if times_gate:
-        yield suspect.changed(lambda g, dout, x: {"x": times_gate(dout, x)})
-        yield suspect.changed(lambda g, dout, x: {"x": g["x"] - times_gate(dout, x)})
+    gate = GATE.get(suspect.name)
+    if gate:
+        yield suspect.changed(lambda g, dout, cache: {"x": dout * gate(cache[1])})
+        yield suspect.changed(lambda g, dout, cache: {"x": g["x"] - dout * gate(cache[1])})
 
 
 GELUS = ("gelu", "gelu_tanh", "quick_gelu")
