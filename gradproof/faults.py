@@ -809,7 +809,7 @@ def _overwriting_its_cache(layer: str) -> Row:
     right, backward = LAYERS[layer].forward, LAYERS[layer].backward
 
     def keeping(x: Array) -> tuple[Array, Any]:
-        return right(x.copy())
+        return right(x.copy())  # what is overwritten is not the caller's
 
     def in_place(dout: Array, kept: Any) -> Gradients:
         gradients = backward(dout, kept)

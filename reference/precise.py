@@ -76,23 +76,26 @@ def times_logistic(a: Array, x: Array, rest: Array | float = 0.0) -> Array:
     return nearly * (1.0 + rest * logistic(-x))
 
 
-def quick_gelu_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x s(1.702 x)."""
-    return times_quick_gate(x, x), x
+def gelu_forward(x: Array) -> tuple[Array, Array]:
+    """f(x) = x P(x), far below 0 with P(x) = erfcx(-x / sqrt(2)) exp(-x^2 / 2) / 2."""
+    far = clamp(x, -textbook.SATURATED, FAR)
+    tail = times_gauss(0.5 * x * erfcx(-far / math.sqrt(2.0)), far)
+    return np.where(x.real < FAR, tail, x * ndtr(x)), x
 
 
-def quick_gelu_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = s(1.702 x) (1 + 1.702 x s(-1.702 x))."""
-    rest = times_quick_gate(np.ones_like(x), -x)
-    return {"x": dout * times_quick_gate(1.0 + textbook.QUICK_GELU_SCALE * x * rest, x)}
+def gelu_backward(dout: Array, x: Array) -> Gradients:
+    """f'(x) = (erfcx(-x / sqrt(2)) / 2 + x / sqrt(2 pi)) exp(-x^2 / 2) far below 0, else the textbook's."""
+    far = clamp(x, -textbook.SATURATED, FAR)
+    ratio = 0.5 * erfcx(-far / math.sqrt(2.0)) + far / math.sqrt(2.0 * math.pi)
+    _, cache = textbook.gelu_forward(x)
+    return {"x": np.where(x.real < FAR, dout * times_gauss(ratio, far), textbook.gelu_backward(dout, cache)["x"])}
 
 
-def times_quick_gate(a: Array, x: Array) -> Array:
-    """a s(1.702 x). exp turns the absolute error of its argument into a relative one, so that 1.702 x needs more digits
-    than a float64 number has."""
-    near = clamp(x, -GATE_END, GATE_END)
-    high, low = two_product(near, textbook.QUICK_GELU_SCALE)
-    return times_logistic(a, high, low + QUICK_GELU_REST * near)
+def times_gauss(a: Array, x: Array) -> Array:
+    """a exp(-x^2 / 2), x^2 to twice the digits; exp in halves, which are never subnormal."""
+    high, low = two_product(x, x)
+    half = np.exp(-0.25 * high)
+    return a * half * (half * (1.0 - 0.5 * low))
 
 
 def gelu_tanh_forward(x: Array) -> tuple[Array, Array]:
@@ -121,26 +124,23 @@ def times_tanh_gate(a: Array, x: Array) -> Array:
     return times_logistic(a, high, of_high + near * rest)
 
 
-def gelu_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x P(x), far below 0 with P(x) = erfcx(-x / sqrt(2)) exp(-x^2 / 2) / 2."""
-    far = clamp(x, -textbook.SATURATED, FAR)
-    tail = times_gauss(0.5 * x * erfcx(-far / math.sqrt(2.0)), far)
-    return np.where(x.real < FAR, tail, x * ndtr(x)), x
+def quick_gelu_forward(x: Array) -> tuple[Array, Array]:
+    """f(x) = x s(1.702 x)."""
+    return times_quick_gate(x, x), x
 
 
-def gelu_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = (erfcx(-x / sqrt(2)) / 2 + x / sqrt(2 pi)) exp(-x^2 / 2) far below 0, else the textbook's."""
-    far = clamp(x, -textbook.SATURATED, FAR)
-    ratio = 0.5 * erfcx(-far / math.sqrt(2.0)) + far / math.sqrt(2.0 * math.pi)
-    _, cache = textbook.gelu_forward(x)
-    return {"x": np.where(x.real < FAR, dout * times_gauss(ratio, far), textbook.gelu_backward(dout, cache)["x"])}
+def quick_gelu_backward(dout: Array, x: Array) -> Gradients:
+    """f'(x) = s(1.702 x) (1 + 1.702 x s(-1.702 x))."""
+    rest = times_quick_gate(np.ones_like(x), -x)
+    return {"x": dout * times_quick_gate(1.0 + textbook.QUICK_GELU_SCALE * x * rest, x)}
 
 
-def times_gauss(a: Array, x: Array) -> Array:
-    """a exp(-x^2 / 2), x^2 to twice the digits; exp in halves, which are never subnormal."""
-    high, low = two_product(x, x)
-    half = np.exp(-0.25 * high)
-    return a * half * (half * (1.0 - 0.5 * low))
+def times_quick_gate(a: Array, x: Array) -> Array:
+    """a s(1.702 x). exp turns the absolute error of its argument into a relative one, so that 1.702 x needs more digits
+    than a float64 number has."""
+    near = clamp(x, -GATE_END, GATE_END)
+    high, low = two_product(near, textbook.QUICK_GELU_SCALE)
+    return times_logistic(a, high, low + QUICK_GELU_REST * near)
 
 
 def mish_forward(x: Array) -> tuple[Array, Array]:
@@ -243,9 +243,9 @@ PRECISE: dict[str, Row] = {
     "tanh": (tanh_forward, tanh_backward),
     "sigmoid": (sigmoid_forward, sigmoid_backward),
     "silu": (silu_forward, silu_backward),
-    "quick_gelu": (quick_gelu_forward, quick_gelu_backward),
-    "gelu_tanh": (gelu_tanh_forward, gelu_tanh_backward),
     "gelu": (gelu_forward, gelu_backward),
+    "gelu_tanh": (gelu_tanh_forward, gelu_tanh_backward),
+    "quick_gelu": (quick_gelu_forward, quick_gelu_backward),
     "mish": (mish_forward, mish_backward),
     "squareplus": (squareplus_forward, squareplus_backward),
     "tanhshrink": (tanhshrink_forward, textbook.tanhshrink_backward),

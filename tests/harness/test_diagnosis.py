@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from gradproof.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn
 from gradproof.drawing import Drawn, draw_each
 from gradproof.examination import Examination, Oracles, Subject, examine, rows
 from gradproof.faults import FAULTS, KIND_FAULTS, Fault
-from gradproof.hypotheses import HYPOTHESES
+from gradproof.hypotheses import HYPOTHESES, _confused
 from gradproof.layer import OptionValue
 from gradproof.network import Input, Network, Node
 from gradproof.noise import tensors
@@ -451,6 +451,18 @@ def test_in_networks_of_up_to_30_nodes_the_faulty_layer_alone_is_named(name: str
         draw_each(examine_one, 200, SEED, [fault.layer], 30)
     assert len(sizes) == 2
     assert named.count(fault.named or "") >= 2
+
+
+class Kept(NamedTuple):
+    x: Array
+    count: int
+
+
+def test_a_cache_with_names_keeps_them_when_an_array_in_it_is_taken_for_another() -> None:
+    x = np.ones(2)
+    confusing = _confused(lambda x: (x + 1.0, Kept(x, 3)), lambda arrays, out: {id(arrays[0]): out})
+    out, cache = confusing(x)
+    assert (cache.x is out, cache.count) == (True, 3)
 
 
 def test_the_faults_of_new_kinds_are_curated_too() -> None:
