@@ -18,6 +18,7 @@ from rich.console import Console
 
 from gradproof.layer import Layer, OptionValue
 from gradproof.reference import LAYERS
+from gradproof.reference.precise import precise
 
 DIGITS = 50
 
@@ -169,8 +170,8 @@ def units(got: float, exact: Number) -> float:
 
 
 def accuracies_of(name: str) -> Iterator[Accuracy]:
-    """The layer of that name with each value of each option."""
-    layer = LAYERS[name]
+    """What is expected of the layer of that name, with each value of each option."""
+    layer = precise(LAYERS[name])
     yield accuracy(layer, dict(layer.defaults))
     for option in layer.options:
         for value in option.domain.choices((1,))[1:]:

@@ -272,7 +272,7 @@ def _equation(suspect: Suspect, guess: Guess) -> Equation:
     row = (guess.forward or layer.forward, guess.backward or layer.backward)
     given = {sources[argument]: array for argument, array in (guess.arrays or suspect.arrays).items()}
     reference = NumpyReference(suspect.conventions, {layer.name: row})
-    equation = Equation(suspect.node, 0, given, reference, suspect.case.dtype)
+    equation = Equation(suspect.node, 0, given, reference, reference, suspect.case.dtype)
     equation.pull_back(suspect.dout if guess.dout is None else guess.dout)
     return equation
 

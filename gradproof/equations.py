@@ -67,7 +67,8 @@ class Equation:
     """One node on the numbers that the adapter had: what it reads, and the gradient of its output.
 
     number: its place in the network, from which its rounding errors are drawn. reads: tensor -> float64 array.
-    dout: float64 array. rounded: the tensors that the adapter may have held with more digits than it gave.
+    dout: float64 array. reference: computes what is expected. textbook: the formulas that are watched while they round.
+    rounded: the tensors that the adapter may have held with more digits than it gave.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Equation:
         number: int,
         reads: Mapping[str, Array],
         reference: NumpyReference,
+        textbook: NumpyReference,
         dtype: str,
         rounded: frozenset[str] = frozenset(),
     ) -> None:
@@ -83,6 +85,7 @@ class Equation:
         self._number = number
         self.reads = reads
         self._reference = reference
+        self._textbook = textbook
         self._dtype = np.dtype(dtype)
         self._rounded = rounded
         self._samples: dict[tuple[str, Any], list[tuple[Array, Terms]]] = {}
@@ -107,7 +110,7 @@ class Equation:
         key = (arithmetic.name, id(reference) if reference else None)
         made = self._samples.setdefault(key, [])
         while len(made) < count:
-            made.append(self._sample(len(made), arithmetic, reference or self._reference))
+            made.append(self._sample(len(made), arithmetic, reference or self._textbook))
         return made[:count]
 
     def _sample(self, index: int, arithmetic: Arithmetic, reference: NumpyReference) -> tuple[Array, Terms]:
@@ -185,7 +188,14 @@ class Equations:
     got: what the adapter gave, keyed as in `tensors`. fused: whether it may have gone on with more digits than it gave.
     """
 
-    def __init__(self, case: Case, got: Mapping[str, Any], reference: NumpyReference, fused: bool = False) -> None:
+    def __init__(
+        self,
+        case: Case,
+        got: Mapping[str, Any],
+        reference: NumpyReference,
+        textbook: NumpyReference,
+        fused: bool = False,
+    ) -> None:
         self.case = case
         network = case.network
         nodes = {node.name for node in network.nodes}
@@ -197,7 +207,7 @@ class Equations:
         with np.errstate(all="ignore"):
             for number, node in enumerate(network.nodes):
                 reads = {source: known[source] for _, source in node.sources}
-                equation = Equation(node, number, reads, reference, case.dtype, self._rounded)
+                equation = Equation(node, number, reads, reference, textbook, case.dtype, self._rounded)
                 self.by_node[node.name] = equation
                 known[node.name] = self._known(f"value:{node.name}", equation.out)
             self._statements = {f"value:{name}": self._value(name) for name in self.by_node}

@@ -19,7 +19,7 @@ from gradproof.divergence import Divergence, Suspected, explanation
 from gradproof.dtypes import HALF
 from gradproof.equations import Arithmetic, Equations, Statement, usable
 from gradproof.network import Input, Network, NetworkError, Node
-from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.walk import Conventions
 from gradproof.running import OF_THE_RUN, Trace, run, run_again, run_backward_again
 from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
@@ -53,7 +53,9 @@ class Subject:
         return bool(getattr(self.adapter, "fused", False))
 
     def equations(self, case: Case, got: Mapping[str, Any]) -> Equations:
-        return Equations(case, got, NumpyReference(self.conventions), self.fused)
+        return Equations(
+            case, got, NumpyReference(self.conventions, PRECISE), NumpyReference(self.conventions), self.fused
+        )
 
 
 @dataclass(frozen=True)

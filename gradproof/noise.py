@@ -112,8 +112,6 @@ class Noisy(np.ndarray):
     """A float64 array whose arithmetic makes the errors of a `Rounding`; results are Noisy again."""
 
     rounding: Rounding
-    rounds = True
-    """What the reference's exact functions ask, to go through the formulas that frameworks have."""
 
     def __array_finalize__(self, source: Any) -> None:
         self.rounding = getattr(source, "rounding", None)  # type: ignore[assignment]

@@ -19,7 +19,7 @@ from gradproof.agreement import judge
 from gradproof.case import Case
 from gradproof.drawing import Drawn, draw_each
 from gradproof.equations import Equations
-from gradproof.reference import NumpyReference
+from gradproof.reference import PRECISE, NumpyReference
 
 DIGITS = 200
 STEP = mp.mpf(10) ** -60
@@ -218,7 +218,7 @@ def digits(layer: str, networks: int = NETWORKS, seed: int = 1) -> Digits:
     worst, agrees = {"value": 0.0, "gradient": 0.0}, True
     for case in cases:
         exact = exact_tensors(case, DEFINITIONS[layer])
-        equations = Equations(case, exact, NumpyReference())
+        equations = Equations(case, exact, NumpyReference({}, PRECISE), NumpyReference())
         checks = [judge(statement, exact[statement.key], "float64") for statement in equations]
         agrees = agrees and not any(check.kind for check in checks)
         for check in checks:

@@ -16,7 +16,7 @@ from gradproof.dtypes import is_floating, limits
 from gradproof.equations import Floor
 from gradproof.network import Node
 from gradproof.noise import Rounding, observe, tensors
-from gradproof.reference import NumpyReference
+from gradproof.reference import PRECISE, NumpyReference
 from gradproof.reference.walk import Conventions
 
 RUNS = 16
@@ -33,7 +33,8 @@ class Sweep:
     """
 
     def __init__(self, case: Case, conventions: Conventions) -> None:
-        self._reference = NumpyReference(conventions)
+        self._reference = NumpyReference(conventions, PRECISE)
+        self._textbook = NumpyReference(conventions)
         self._case = case
 
     @cached_property
@@ -68,9 +69,9 @@ class Sweep:
             name: observe(rounding.flushed(v), rounding) if is_floating(v) else v
             for name, v in self._case.exact_values.items()
         }
-        forward = self._reference.forward(self._case.network, values, "float64")
+        forward = self._textbook.forward(self._case.network, values, "float64")
         cotangent = observe(rounding.flushed(self._case.cotangent.astype(np.float64)), rounding)
-        gradients = self._reference.backward(forward, cotangent)
+        gradients = self._textbook.backward(forward, cotangent)
         return {key: np.asarray(array) for key, array in tensors(forward.outputs, gradients).items()}
 
     def floor(self, key: str) -> Floor:

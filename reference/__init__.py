@@ -29,6 +29,7 @@ from gradproof.reference import (
     shapes,
     softmax,
 )
+from gradproof.reference.precise import PRECISE
 from gradproof.reference.walk import NumpyReference
 
 FAMILIES = (
@@ -57,4 +58,4 @@ FAMILIES = (
 
 LAYERS: dict[str, Layer] = {layer.name: layer for family in FAMILIES for layer in family.LAYERS}
 
-__all__ = ["LAYERS", "NumpyReference"]
+__all__ = ["LAYERS", "PRECISE", "NumpyReference"]

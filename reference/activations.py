@@ -9,26 +9,16 @@ import math
 from functools import partial
 
 import numpy as np
+from scipy.special import ndtr
 
 from gradproof.layer import UNIT, Layer, Option, Real
-from gradproof.reference.common import Array, Gradients, log_one_plus_exp, logistic, magnitude
-from gradproof.reference.digits import (
-    QUICK_GELU_SCALE,
-    gelu_slope,
-    gelu_tanh_slope,
-    logistic_rest,
-    mish_slope,
-    quick_gate_rest,
-    squareplus_slope,
-    squareplus_value,
-    tanh_gap,
-    tanh_slope,
-    times_logistic,
-    times_mish_gate,
-    times_normal,
-    times_quick_gate,
-    times_tanh_gate,
-)
+from gradproof.reference.common import Array, Gradients, clamp, log_one_plus_exp, logistic, magnitude
+
+GELU_SCALE = math.sqrt(2.0 / math.pi)
+GELU_CUBIC = 0.044715
+QUICK_GELU_SCALE = 1.702
+SATURATED = 60.0
+"""From here on the gates of both forms of gelu are 0 or 1 in every dtype; powers of a larger x could overflow."""
 
 
 def identity_forward(x: Array) -> tuple[Array, None]:
@@ -43,24 +33,24 @@ def identity_backward(dout: Array, cache: None) -> Gradients:
 
 def tanh_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = tanh(x)."""
-    return np.tanh(x), x
+    out = np.tanh(x)
+    return out, out
 
 
-def tanh_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = 1 - tanh(x)^2."""
-    return {"x": dout * tanh_slope(x)}
+def tanh_backward(dout: Array, out: Array) -> Gradients:
+    """f'(x) = 1 - f(x)^2."""
+    return {"x": dout * (1.0 - out * out)}
 
 
-def sigmoid_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+def sigmoid_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = 1 / (1 + exp(-x))."""
     out = logistic(x)
-    return out, (x, out)
+    return out, out
 
 
-def sigmoid_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+def sigmoid_backward(dout: Array, out: Array) -> Gradients:
     """f'(x) = f(x) (1 - f(x))."""
-    x, out = cache
-    return {"x": dout * out * logistic_rest(x, out)}
+    return {"x": dout * out * (1.0 - out)}
 
 
 def softplus_forward(x: Array, *, beta: float) -> tuple[Array, Array]:
@@ -74,54 +64,69 @@ def softplus_backward(dout: Array, scaled: Array) -> Gradients:
     return {"x": dout * logistic(scaled)}
 
 
-def silu_forward(x: Array) -> tuple[Array, Array]:
+def silu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = x s(x), with s the logistic function (Hendrycks and Gimpel 2016)."""
-    return times_logistic(x, x), x
+    gate = logistic(x)
+    return x * gate, (x, gate)
 
 
-def silu_backward(dout: Array, x: Array) -> Gradients:
+def silu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = s(x) (1 + x (1 - s(x)))."""
-    return {"x": dout * times_logistic(1.0 + x * logistic_rest(x, logistic(x)), x)}
+    x, gate = cache
+    return {"x": dout * (gate * (1.0 + x * (1.0 - gate)))}
 
 
-def gelu_forward(x: Array) -> tuple[Array, Array]:
+def gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = x P(x), with P the standard normal distribution function (Hendrycks and Gimpel 2016)."""
-    return times_normal(x, x), x
+    gate = ndtr(x)
+    return x * gate, (x, gate)
 
 
-def gelu_backward(dout: Array, x: Array) -> Gradients:
+def gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = P(x) + x p(x), with p(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
-    return {"x": dout * gelu_slope(x)}
+    x, gate = cache
+    near = clamp(x, -SATURATED, SATURATED)
+    density = np.exp(-0.5 * near * near) / math.sqrt(2.0 * math.pi)
+    return {"x": dout * (gate + x * density)}
 
 
-def gelu_tanh_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x t(x), t(x) = (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
-    return times_tanh_gate(x, x), x
+def gelu_tanh_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    """f(x) = x (1 + t) / 2, t = tanh(u), u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
+    near = clamp(x, -SATURATED, SATURATED)
+    bend = np.tanh(GELU_SCALE * (near + GELU_CUBIC * near * near * near))
+    return x * (0.5 * (1.0 + bend)), (x, bend)
 
 
-def gelu_tanh_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = t(x) + x / 2 (1 - tanh(u)^2) u', with u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)."""
-    return {"x": dout * gelu_tanh_slope(x)}
+def gelu_tanh_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+    """f'(x) = (1 + t) / 2 + x / 2 (1 - t^2) u', with u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)."""
+    x, bend = cache
+    near = clamp(x, -SATURATED, SATURATED)
+    inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * near * near)
+    return {"x": dout * (0.5 * (1.0 + bend) + 0.5 * x * (1.0 - bend * bend) * inner)}
 
 
-def quick_gelu_forward(x: Array) -> tuple[Array, Array]:
+def quick_gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = x s(1.702 x), with s the logistic function (Hendrycks and Gimpel 2016)."""
-    return times_quick_gate(x, x), x
+    gate = logistic(QUICK_GELU_SCALE * x)
+    return x * gate, (x, gate)
 
 
-def quick_gelu_backward(dout: Array, x: Array) -> Gradients:
+def quick_gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = s (1 + 1.702 x (1 - s)), with s = s(1.702 x)."""
-    return {"x": dout * times_quick_gate(1.0 + QUICK_GELU_SCALE * x * quick_gate_rest(x), x)}
+    x, gate = cache
+    return {"x": dout * (gate * (1.0 + QUICK_GELU_SCALE * x * (1.0 - gate)))}
 
 
-def mish_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x tanh(softplus(x)) (Misra 2019)."""
-    return times_mish_gate(x, x), x
+def mish_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    """f(x) = x t, with t = tanh(log(1 + exp(x))) (Misra 2019)."""
+    gate = np.tanh(log_one_plus_exp(x))
+    return x * gate, (x, gate)
 
 
-def mish_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = t + x (1 - t^2) sigmoid(x), with t = tanh(softplus(x))."""
-    return {"x": dout * mish_slope(x)}
+def mish_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+    """f'(x) = t + x (1 - t^2) s(x), with s the logistic function."""
+    x, gate = cache
+    return {"x": dout * (gate + x * (1.0 - gate * gate) * logistic(x))}
 
 
 def softsign_forward(x: Array) -> tuple[Array, Array]:
@@ -135,23 +140,29 @@ def softsign_backward(dout: Array, below: Array) -> Gradients:
     return {"x": dout / below / below}
 
 
-def squareplus_forward(x: Array, *, b: float) -> tuple[Array, tuple[Array, Array, float]]:
-    """f(x) = (x + sqrt(x^2 + b)) / 2 (Barron 2021), with a scale taken out of the root, as x^2 may overflow."""
+def squareplus_forward(x: Array, *, b: float) -> tuple[Array, tuple[Array, Array]]:
+    """f(x) = (x + sqrt(x^2 + b)) / 2 (Barron 2021)."""
+    root = root_plus(x, b)
+    return 0.5 * (x + root), (x, root)
+
+
+def squareplus_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+    """f'(x) = (1 + x / sqrt(x^2 + b)) / 2."""
+    x, root = cache
+    return {"x": dout * (0.5 * (1.0 + x / root))}
+
+
+def root_plus(x: Array, b: float) -> Array:
+    """sqrt(x^2 + b), with a scale taken out of the root, as x^2 may overflow."""
     scale = np.maximum(magnitude(x.real), math.sqrt(b))
     share = x / scale
-    root = scale * np.sqrt(share * share + (math.sqrt(b) / scale) ** 2)
-    return squareplus_value(x, root, b=b), (x, root, b)
-
-
-def squareplus_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
-    """f'(x) = (1 + x / sqrt(x^2 + b)) / 2."""
-    x, root, b = cache
-    return {"x": dout * squareplus_slope(x, root, b=b)}
+    return scale * np.sqrt(share * share + (math.sqrt(b) / scale) ** 2)
 
 
 def tanhshrink_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = x - tanh(x)."""
-    return tanh_gap(x), np.tanh(x)
+    bend = np.tanh(x)
+    return x - bend, bend
 
 
 def tanhshrink_backward(dout: Array, bend: Array) -> Gradients:

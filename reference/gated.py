@@ -6,9 +6,9 @@ shorter by the number of pieces).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gradproof.reference.activations import (
     silu_forward,
 )
 from gradproof.reference.common import Array, Gradients, logistic, tie_shares
+from gradproof.reference.walk import Row
 
 
 def glu_forward(x: Array, *, axis: int) -> tuple[Array, tuple[Array, Array, int]]:
@@ -38,36 +39,45 @@ def glu_backward(dout: Array, cache: tuple[Array, Array, int]) -> Gradients:
     return {"x": np.concatenate((da, da * a * (1.0 - gate)), axis)}
 
 
-def swiglu_forward(x: Array, *, axis: int) -> tuple[Array, tuple[Any, ...]]:
-    """out = silu(a) b (Shazeer 2020)."""
+class Unit(NamedTuple):
+    """What out = f(a) b keeps: f(a), b, what f keeps of a, the backward function of f, and the axis."""
+
+    active: Array
+    b: Array
+    of_a: Any
+    backward: Callable[[Array, Any], Gradients]
+    axis: int
+
+
+def unit_forward(activation: Row, x: Array, axis: int) -> tuple[Array, Unit]:
+    """out = f(a) b, f the activation of this pair of functions."""
+    forward, backward = activation
     a, b = np.split(x, 2, axis)
-    active, cache = silu_forward(a)
-    return active * b, (active, b, cache, axis)
+    active, of_a = forward(a)
+    return active * b, Unit(active, b, of_a, backward, axis)
 
 
-def swiglu_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """da = dout b silu'(a), db = dout silu(a)."""
-    active, b, of_a, axis = cache
-    da = silu_backward(dout * b, of_a)["x"]
-    return {"x": np.concatenate((da, dout * active), axis)}
-
-
-GELUS = {"none": (gelu_forward, gelu_backward), "tanh": (gelu_tanh_forward, gelu_tanh_backward)}
-
-
-def geglu_forward(x: Array, *, axis: int, approximate: str) -> tuple[Array, tuple[Any, ...]]:
-    """out = gelu(a) b, gelu in its exact form or in its tanh form (Shazeer 2020)."""
-    a, b = np.split(x, 2, axis)
-    forward, backward = GELUS[approximate]
-    active, cache = forward(a)
-    return active * b, (active, b, cache, backward, axis)
-
-
-def geglu_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """da = dout b gelu'(a), db = dout gelu(a)."""
+def unit_backward(dout: Array, cache: Unit) -> Gradients:
+    """da = dout b f'(a), db = dout f(a)."""
     active, b, of_a, backward, axis = cache
     da = backward(dout * b, of_a)["x"]
     return {"x": np.concatenate((da, dout * active), axis)}
+
+
+def swiglu_forward(x: Array, *, axis: int) -> tuple[Array, Unit]:
+    """out = silu(a) b (Shazeer 2020)."""
+    return unit_forward((silu_forward, silu_backward), x, axis)
+
+
+GELUS: dict[str, Row] = {
+    "none": (gelu_forward, gelu_backward),
+    "tanh": (gelu_tanh_forward, gelu_tanh_backward),
+}
+
+
+def geglu_forward(x: Array, *, axis: int, approximate: str) -> tuple[Array, Unit]:
+    """out = gelu(a) b, gelu in its exact form or in its tanh form (Shazeer 2020)."""
+    return unit_forward(GELUS[approximate], x, axis)
 
 
 def maxout_forward(x: Array, *, axis: int, pieces: int, at_tie: float = 0.0) -> tuple[Array, tuple[Any, ...]]:
@@ -131,8 +141,8 @@ halved = partial(gated, options=(HALVED,), output_shape=_halved_shape)
 
 LAYERS = (
     halved("glu", forward=glu_forward, backward=glu_backward),
-    halved("swiglu", forward=swiglu_forward, backward=swiglu_backward),
-    halved("geglu", forward=geglu_forward, backward=geglu_backward, options=(HALVED, APPROXIMATE)),
+    halved("swiglu", forward=swiglu_forward, backward=unit_backward),
+    halved("geglu", forward=geglu_forward, backward=unit_backward, options=(HALVED, APPROXIMATE)),
     gated(
         "maxout",
         forward=maxout_forward,

@@ -649,7 +649,8 @@ def test_one_set_of_runs_serves_every_adapter(monkeypatch: pytest.MonkeyPatch) -
         return forward(self, network, values, dtype)
 
     monkeypatch.setattr(NumpyReference, "forward", counting)
-    oracles = Oracles(case(SIX))
+    line = node("line", "linear", "x", parameters="weight:w bias:b", features=4)
+    oracles = Oracles(case(network(X, Input("target", (2, 4)), line, node("loss", "mse", "line", "target"))))
     for factor in (1.5, 2.0):
         assert not examine(Subject(spoilt("mse", factor=factor), {}), oracles).agrees
     whole = [kind for kind in runs if kind == "Noisy"]

@@ -23,7 +23,7 @@ from gradproof.kinks import one_node
 from gradproof.layer import UNIT, OptionValue
 from gradproof.network import Input, Network, Node
 from gradproof.noise import NoiseSamples, Noisy, Rounding, observe, tensors
-from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference import LAYERS, PRECISE, NumpyReference
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -418,7 +418,7 @@ def samples_of(of: Case, reference: NumpyReference | None = None) -> NoiseSample
 
 
 def expected_of(of: Case) -> Arrays:
-    return results(NumpyReference(), of.network, of.exact_values, of.cotangent.astype(float), "float64")
+    return results(NumpyReference(rows=PRECISE), of.network, of.exact_values, of.cotangent.astype(float), "float64")
 
 
 @pytest.mark.parametrize("dtype", VALID_DTYPES)
@@ -523,6 +523,15 @@ def with_attributes(**values: Any) -> Patch:
     return lambda patch: patch.setattr(Rounding, "__init__", patched)
 
 
+def with_precise_samples(patch: pytest.MonkeyPatch) -> None:
+    made = NoiseSamples.__init__
+
+    def patched(self: NoiseSamples, reference: NumpyReference, *others: Any) -> None:
+        made(self, NumpyReference(rows=PRECISE), *others)
+
+    patch.setattr(NoiseSamples, "__init__", patched)
+
+
 def with_constant(module: Any, name: str, value: Any) -> Patch:
     return lambda patch: patch.setattr(module, name, value)
 
@@ -611,7 +620,7 @@ def collapsed_row() -> tuple[Adapter, Case]:
 
 def _gelu_by_erf(x: Array) -> tuple[Array, Any]:
     below = x.dtype.type(0.5) * (x.dtype.type(1.0) + erf(x * x.dtype.type(math.sqrt(0.5))))
-    return x * below, x
+    return x * below, (x, below)
 
 
 def gelu_far_below() -> tuple[Adapter, Case]:
@@ -619,6 +628,12 @@ def gelu_far_below() -> tuple[Adapter, Case]:
     network = Network((Input("x", (20,)),), (node("out", "gelu", "x"),))
     adapter = NumpyReference(rows={"gelu": (_gelu_by_erf, LAYERS["gelu"].backward)})
     return adapter, case(network, "float32", x=np.linspace(-5.0, -4.0, 20))
+
+
+def saturated() -> tuple[Adapter, Case]:
+    """The textbook's 1 - tanh(x)^2 is 0 from x = 19 on, where 4 exp(-2 x) is meant."""
+    network = Network((Input("x", (1,)),), (node("out", "tanh", "x"),))
+    return NumpyReference(), case(network, "float64", x=[30.0])
 
 
 INGREDIENTS: dict[str, tuple[Patch, Callable[[], tuple[Adapter, Case]]]] = {
@@ -636,6 +651,7 @@ INGREDIENTS: dict[str, tuple[Patch, Callable[[], tuple[Adapter, Case]]]] = {
         collapsed_row,
     ),
     "functions that round at one": (with_constant(noise, "ROUNDED_AT_ONE", frozenset()), gelu_far_below),
+    "the textbook's formulas": (with_precise_samples, saturated),
 }
 
 
@@ -647,6 +663,14 @@ def test_leaving_out_an_ingredient_gives_a_false_alarm(
     assert disagreeing(adapter, of) == []
     leave_out(monkeypatch)
     assert disagreeing(adapter, of) != []
+
+
+def test_what_is_expected_is_precise_and_the_textbook_agrees_with_it() -> None:
+    adapter, of = saturated()
+    (expected,) = Oracles(of).under({}).expected["gradient:x"]
+    assert expected == pytest.approx(float(of.cotangent[0]) * 4.0 * math.exp(-60.0), rel=1e-15)
+    assert adapter.backward(adapter.forward(of.network, of.values, of.dtype), of.cotangent)["x"] == 0.0
+    assert examined(adapter, of).agrees
 
 
 def test_honest_errors_that_add_up_are_no_fault_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,17 +339,23 @@ TANH_IS_OFF = '''
 from gradproof.reference import LAYERS, NumpyReference
 
 
-def backward(dout, x):
+def forward(x):
+    out, kept = LAYERS["tanh"].forward(x)
+    return out, (x, kept)
+
+
+def backward(dout, cache):
     """10 % too large from 1.5 to 2.5."""
+    x, kept = cache
     off = (x > 1.5) & (x < 2.5)
-    return {"x": LAYERS["tanh"].backward(dout, x)["x"] * (1.1 if {wrong} else 1.0) ** off}
+    return {"x": LAYERS["tanh"].backward(dout, kept)["x"] * (1.1 if {wrong} else 1.0) ** off}
 
 
 class Mine(NumpyReference):
     name = "mine"
 
     def __init__(self):
-        super().__init__(rows={"tanh": (LAYERS["tanh"].forward, backward)})
+        super().__init__(rows={"tanh": (forward, backward)})
 
     def version(self):
         return "1.0"

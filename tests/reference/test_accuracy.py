@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 from mpmath import mp
 
-from gradproof.accuracy import DEFINITIONS, GOAL, accuracies, accuracy, points, table, units
-from gradproof.noise import Noisy, Rounding, observe
-from gradproof.reference import LAYERS, digits
+from gradproof.accuracy import DEFINITIONS, GOAL, accuracies, accuracies_of, accuracy, points, table, units
+from gradproof.layer import Layer, OptionValue
+from gradproof.reference import LAYERS, PRECISE
+from gradproof.reference.activations import QUICK_GELU_SCALE
+from gradproof.reference.precise import (
+    QUICK_GELU_REST,
+    TWICE_CUBIC,
+    TWICE_CUBIC_REST,
+    TWICE_LINEAR,
+    TWICE_LINEAR_REST,
+    precise,
+)
 
 ELEMENTWISE = [
     layer.name
@@ -36,47 +45,63 @@ def test_every_layer_reaches_the_goal() -> None:
     assert table(found).count("\n") == len(DEFINITIONS) + 1
 
 
-# The exact functions of reference/digits.py, and the usual formulas beside them.
-
-EXACT = {name: f for name, f in vars(digits).items() if hasattr(f, "__wrapped__")}
-ORDINARY = np.linspace(-3.0, 3.0, 41)
+# The precise pairs, and the textbook's beside them.
 
 
-def rounding(array: np.ndarray) -> np.ndarray:
-    """The array in arithmetic that rounds hardly at all."""
-    rounding = Rounding(np.dtype("float64"), np.random.default_rng(0), to_grid=False)
-    rounding.unit = 1e-300
-    return observe(array, rounding)
+def tensors(layer: Layer, x: np.ndarray, options: Mapping[str, OptionValue]) -> tuple[np.ndarray, np.ndarray]:
+    """The value and the derivative."""
+    with np.errstate(all="ignore"):
+        out, cache = layer.forward(x, **options)
+        return out, layer.backward(np.ones_like(out), cache)["x"]
 
 
-def arguments_of(function: Callable[..., np.ndarray]) -> list[np.ndarray]:
-    names = list(inspect.signature(function).parameters)
-    given = {"x": ORDINARY, "a": ORDINARY[::-1] + 0.5, "root": np.sqrt(ORDINARY**2 + 4.0), "b": np.float64(4.0)}
-    given["out"] = 1.0 / (1.0 + np.exp(-ORDINARY))
-    return [given[name] for name in names]
+def both_pairs(name: str, x: np.ndarray, options: Mapping[str, OptionValue]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The textbook's value and the precise one, then both derivatives."""
+    layer = LAYERS[name]
+    return zip(tensors(layer, x, options), tensors(precise(layer), x, options), strict=True)
 
 
-@pytest.mark.parametrize("name", sorted(EXACT))
-def test_both_formulas_give_the_same_numbers_where_neither_loses_digits(name: str) -> None:
-    given = arguments_of(EXACT[name])
-    usual = EXACT[name](*(rounding(each) if each.ndim else each for each in given))
-    assert isinstance(usual, Noisy)
-    np.testing.assert_allclose(np.asarray(usual), EXACT[name](*given), rtol=1e-12, atol=1e-15)
+def choices(name: str) -> Iterator[dict[str, OptionValue]]:
+    """Each combination of the layer's options, for two numbers."""
+    options = LAYERS[name].options
+    for values in product(*(option.domain.choices((2,)) for option in options)):
+        yield dict(zip((option.name for option in options), values, strict=True))
 
 
-def test_arithmetic_that_rounds_loses_the_digits_that_frameworks_lose() -> None:
-    far = np.array([30.0])
-    assert digits.tanh_slope(far) == pytest.approx(4.0 * math.exp(-60.0), rel=1e-15)
-    assert np.asarray(digits.tanh_slope(rounding(far))) == 0.0
+@pytest.mark.parametrize("name", PRECISE)
+def test_both_pairs_give_the_same_numbers_where_neither_loses_digits(name: str) -> None:
+    for options in choices(name):
+        for usual, exact in both_pairs(name, np.linspace(-3.0, 3.0, 40), options):
+            np.testing.assert_allclose(usual, exact, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_every_precise_pair_is_needed(name: str) -> None:
+    """Somewhere the textbook's pair is off by much more than the goal allows."""
+    spread = points(LAYERS["tanh"], {})
+    for options in choices(name):
+        pairs = both_pairs(name, np.concatenate([spread, np.ones_like(spread)]), options)
+        apart = [np.nanmax(np.abs(usual - exact) / np.spacing(np.abs(exact))) for usual, exact in pairs]
+        assert max(apart) > 10.0 * GOAL
+
+
+def test_layers_without_a_precise_pair_are_as_they_are() -> None:
+    assert PRECISE.keys() < LAYERS.keys()
+    assert [name for name, layer in LAYERS.items() if precise(layer) != layer] == [n for n in LAYERS if n in PRECISE]
+
+
+def test_what_is_expected_is_what_is_measured() -> None:
+    assert all(each.reaches_the_goal for each in accuracies_of("tanh"))
+    assert not accuracy(LAYERS["tanh"], {}).reaches_the_goal
 
 
 def test_constants_to_twice_the_digits() -> None:
     with mp.workdps(60):
         linear = 2 * mp.sqrt(2 / mp.pi)
         pairs = {
-            linear: (digits.TWICE_LINEAR, digits.TWICE_LINEAR_REST),
-            linear * mp.mpf("0.044715"): (digits.TWICE_CUBIC, digits.TWICE_CUBIC_REST),
-            mp.mpf("1.702"): (digits.QUICK_GELU_SCALE, digits.QUICK_GELU_REST),
+            linear: (TWICE_LINEAR, TWICE_LINEAR_REST),
+            linear * mp.mpf("0.044715"): (TWICE_CUBIC, TWICE_CUBIC_REST),
+            mp.mpf("1.702"): (QUICK_GELU_SCALE, QUICK_GELU_REST),
         }
         for exact, (high, low) in pairs.items():
             assert abs(mp.mpf(high) + low - exact) < abs(exact) * mp.mpf(2) ** -105

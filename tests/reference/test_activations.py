@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.layer import OptionValue, Shape
+from gradproof.layer import Layer, OptionValue, Shape
 from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
+from gradproof.reference.precise import precise
 
 Array = np.ndarray[Any, Any]
 
@@ -19,8 +20,12 @@ DOUT = 2.0
 
 def run(name: str, *arrays: Any, dout: Any = DOUT, **options: Any) -> tuple[Array, dict[str, Array]]:
     """The layer's output, and its gradients for this cotangent."""
-    out, cache = LAYERS[name].forward(*(np.asarray(each, float) for each in arrays), **options)
-    return out, LAYERS[name].backward(np.broadcast_to(np.asarray(dout, float), np.shape(out)), cache)
+    return run_layer(LAYERS[name], *arrays, dout=dout, **options)
+
+
+def run_layer(layer: Layer, *arrays: Any, dout: Any = DOUT, **options: Any) -> tuple[Array, dict[str, Array]]:
+    out, cache = layer.forward(*(np.asarray(each, float) for each in arrays), **options)
+    return out, layer.backward(np.broadcast_to(np.asarray(dout, float), np.shape(out)), cache)
 
 
 def network(name: str, shape: Shape, **options: OptionValue) -> Network:
@@ -51,10 +56,11 @@ FAR: list[tuple[str, float, float, float]] = [
 
 @pytest.mark.parametrize(("name", "x", "value", "slope"), FAR)
 def test_far_from_zero_and_close_to_it(name: str, x: float, value: float, slope: float) -> None:
-    with np.errstate(over="raise", invalid="raise", divide="raise"):
-        out, gradients = run(name, x, **LAYERS[name].defaults)
-    np.testing.assert_allclose(out, value, rtol=1e-7, atol=1e-15)
-    np.testing.assert_allclose(gradients["x"], DOUT * slope, rtol=1e-7, atol=0.0)
+    for layer in (LAYERS[name], precise(LAYERS[name])):
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            out, gradients = run_layer(layer, x, **layer.defaults)
+        np.testing.assert_allclose(out, value, rtol=1e-7, atol=1e-15)
+        np.testing.assert_allclose(gradients["x"], DOUT * slope, rtol=1e-7, atol=0.0)
 
 
 def test_a_reciprocal_near_zero_passes_on_a_zero() -> None:

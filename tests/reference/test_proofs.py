@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from gradproof.layer import Choice, Domain, Integer, Integers, Kink, Layer, OptionValue, Real, Shape, ShapeError
-from gradproof.reference import LAYERS
+from gradproof.reference import LAYERS, PRECISE
+from gradproof.reference.precise import precise
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -213,6 +214,15 @@ def telling_share(every: Sequence[Case], count: int) -> list[Case]:
 
 
 CASES = [case for layer in LAYERS.values() for case in telling_share(list(cases(layer)), CASES_PER_LAYER)]
+PROVEN = [
+    *(pytest.param(case, id=str(case)) for case in CASES),
+    *(
+        pytest.param(replace(case, layer=precise(case.layer)), id=f"precise-{case}")
+        for case in CASES
+        if case.layer.name in PRECISE
+    ),
+]
+"""Of every layer the textbook's pair, and the precise one where it has one."""
 KINKS = [(case, kink) for case in CASES for kink in case.layer.kinks if not kink.ties and case.shows(kink)]
 TIES = [(case, kink) for case in CASES for kink in case.layer.kinks if kink.ties]
 
@@ -489,27 +499,27 @@ def test_points_keep_away_from_kinks(case: Case) -> None:
         assert min(gaps, default=np.inf) > max(abs(each).max() for each in reach.values())
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", PROVEN)
 def test_structure(case: Case) -> None:
     check_structure(case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", PROVEN)
 def test_complex_step(case: Case) -> None:
     check_complex_step(case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", PROVEN)
 def test_differences(case: Case) -> None:
     check_differences(case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", PROVEN)
 def test_linear_in_cotangent(case: Case) -> None:
     check_linear(case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", PROVEN)
 def test_pure(case: Case) -> None:
     check_pure(case)
 
