@@ -23,7 +23,6 @@ from gradproof.adapters.torch import TorchAdapter
 from gradproof.check import Run
 from gradproof.drawing import Drawn, draw_each
 from gradproof.dtypes import DTYPES
-from gradproof.examination import Oracle
 from gradproof.noise import NoiseSamples
 
 

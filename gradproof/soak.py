@@ -407,13 +407,14 @@ def page(outcome: Outcome, plan: Plan, versions: Mapping[str, str]) -> str:
 
 
 def _totals(outcome: Outcome, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    yield "| adapter, dtype | tensors | not measured | median | 99 % | 99.9 % | max | nothing said | known | not supported |"
+    figures = ("median", "99 %", "99.9 %", "max", "nothing said", "known", "not supported")
+    yield f"| {' | '.join(('adapter, dtype', 'tensors', 'not measured', *figures))} |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for adapter, dtype in pairs:
         where, together = f"{adapter} {dtype}", outcome.distribution(adapter, dtype)
         tensors = outcome.tensors[where]
-        figures = [*(together.quantile(share) for share in (0.5, 0.99, 0.999)), together.largest]
-        cells = [f"{tensors}", f"{outcome.within[where] / max(tensors, 1):.1%}", *(f"{each:.2g}" for each in figures)]
+        quantiles = [*(together.quantile(share) for share in (0.5, 0.99, 0.999)), together.largest]
+        cells = [f"{tensors}", f"{outcome.within[where] / max(tensors, 1):.1%}", *(f"{each:.2g}" for each in quantiles)]
         cells += [f"{outcome.unverifiable[where] / max(outcome.elements[where], 1):.2%}"]
         cells += [f"{outcome.known[where]}", f"{outcome.unsupported[where]}"]
         yield f"| {where} | {' | '.join(cells)} |"

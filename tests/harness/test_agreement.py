@@ -25,7 +25,7 @@ from gradproof.agreement import (
 )
 from gradproof.case import Case
 from gradproof.drawing import Drawn
-from gradproof.examination import Oracle, Oracles, Subject, examine
+from gradproof.examination import Subject, examine
 from gradproof.network import Input, Network, Node
 from gradproof.noise import Floor, NoiseSamples
 from gradproof.reference import LAYERS, NumpyReference
@@ -448,7 +448,7 @@ def test_the_dtypes_overflow_is_unverifiable_and_the_rest_is_verified() -> None:
     network = Network((Input("x", (3,)),), (Node.of("out", LAYERS["multiply"], "x", "x"),))
     values = {"x": np.array([1e30, 2.0, 3.0], "float32")}
     case = Case(network, "float32", values, np.ones(3, "float32"))
-    examination = examine(Subject(NumpyReference(), {}), Oracles(case))
+    examination = examine(Subject(NumpyReference(), {}), case)
     assert {check.key: (check.kind, check.unverifiable) for check in examination.checks} == {
         "value:out": (None, 1),
         "gradient:out": (None, 0),
@@ -476,7 +476,7 @@ def test_what_is_given_may_not_be_finite_in_the_dtype(number: float, finite: boo
         values, cotangent = np.array([0.5, number], "float32"), np.array([1.0, number], "float32")
     fine = np.ones(2, "float32")
     for case in (Case(network, "float32", {"x": values}, fine), Case(network, "float32", {"x": fine}, cotangent)):
-        assert Oracles(case).under({}).samples.given_finite is finite
+        assert case.under({}).samples.given_finite is finite
 
 
 # A value beyond the dtype's range has no gradient to speak of.
@@ -504,5 +504,5 @@ def test_a_gradient_says_nothing_where_its_value_is_lost(x: list[float], agrees:
     case = Case(network, dtype, {"x": np.array([x], dtype)}, np.array([[0.5, -1.5, 2.0]], dtype))
     lost = relu_of_lost_values(1.0)
     wrong = NumpyReference(rows={"relu": (LAYERS["relu"].forward, lambda dout, cache: {"x": dout})})
-    assert examine(Subject(lost, {}), Oracles(case)).agrees
-    assert examine(Subject(wrong, {}), Oracles(case)).agrees is agrees
+    assert examine(Subject(lost, {}), case).agrees
+    assert examine(Subject(wrong, {}), case).agrees is agrees

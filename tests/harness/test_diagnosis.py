@@ -19,7 +19,7 @@ from gradproof.case import Case
 from gradproof.check import Report, check, disagreements
 from gradproof.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn
 from gradproof.drawing import Drawn, draw_each
-from gradproof.examination import Examination, Oracles, Subject, examine, observe, one_node_case, rows
+from gradproof.examination import Examination, Subject, examine, observe
 from gradproof.faults import FAULTS, KERNEL_FAULTS, KIND_FAULTS, Fault
 from gradproof.hypotheses import HYPOTHESES
 from gradproof.layer import REAL, OptionValue
@@ -27,6 +27,7 @@ from gradproof.network import Input, Network, Node
 from gradproof.noise import tensors
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference import attention as reference_attention
+from gradproof.rows import rows
 
 Array = np.ndarray[Any, Any]
 BFLOAT16 = ml_dtypes.bfloat16
@@ -144,7 +145,7 @@ def results(adapter: Adapter, case: Case) -> dict[str, Any]:
 
 def innocent(case: Case) -> Observation:
     """What the reference gives in the dtype's own arithmetic, as if every tensor that this rounds were wrong."""
-    oracle, got = Oracles(case).under({}), results(NumpyReference(), case)
+    oracle, got = case.under({}), results(NumpyReference(), case)
     checks = []
     for right in compare(oracle.expected, got, oracle.samples, case.dtype):
         truth = oracle.expected[right.key]
@@ -178,7 +179,7 @@ class Wrong(NumpyReference):
 def test_random_gradients_are_taken_for_no_mistake(family: str) -> None:
     for layer, dtype in zip(LAYERS.values(), cycle(("float64", "float32")), strict=False):
         if layer.family == family:
-            examination = examine(Subject(Wrong(), {}), Oracles(drawn_of(layer.name).case(dtype)))
+            examination = examine(Subject(Wrong(), {}), drawn_of(layer.name).case(dtype))
             for culprit in examination.culprits:
                 assert not culprit.diagnosis, (layer.name, str(culprit.diagnosis))
 
@@ -224,7 +225,7 @@ def rows_of(*names: str) -> dict[str, Any]:
 
 def examined(adapter: Adapter, of: Network = CHAIN, dtype: str = "float64") -> Examination:
     case = Drawn(of, seed=11, edge_share=0.0, scale=1.0).case(dtype)
-    return examine(Subject(adapter, {}), Oracles(case))
+    return examine(Subject(adapter, {}), case)
 
 
 @pytest.mark.parametrize("pair", list(combinations(PAIRABLE, 2)), ids="+".join)
@@ -413,7 +414,7 @@ def test_what_fits_the_case_alone_is_not_stated() -> None:
         rows={"elu": (right.forward, lambda dout, cache: {"x": -right.backward(dout, cache)["x"]})}
     )
     case = Case(of, "float64", {"x": np.array([-1.0])}, np.array([1.5]))
-    (culprit,) = examine(Subject(flipped, {}), Oracles(case)).culprits
+    (culprit,) = examine(Subject(flipped, {}), case).culprits
     assert culprit.diagnosis.names == ("sign",)
     # alpha = -0.5 gives the same here.
     assert culprit.alone is not None
@@ -439,7 +440,7 @@ def test_in_networks_of_up_to_30_nodes_the_faulty_layer_alone_is_named(name: str
     def examine_one(drawn: Drawn) -> None:
         if len(drawn.network.nodes) < 13:
             return
-        examination = examine(Subject(fault.make(), {}), Oracles(drawn.case("float64")))
+        examination = examine(Subject(fault.make(), {}), drawn.case("float64"))
         if examination.agrees:
             return
         sizes.append(len(drawn.network.nodes))
@@ -470,7 +471,7 @@ def alone(layer: str, row: Any, x: list[float], cotangent: list[float], **option
     """What is said of one layer with this row, on one input."""
     of = network(Input("x", (len(x),)), node("out", layer, "x", **options))
     case = Case(of, "float64", {"x": np.array(x)}, np.array(cotangent))
-    (culprit,) = examine(Subject(NumpyReference(rows={layer: row}), {}), Oracles(case)).culprits
+    (culprit,) = examine(Subject(NumpyReference(rows={layer: row}), {}), case).culprits
     return culprit.diagnosis
 
 
@@ -538,7 +539,7 @@ def test_nothing_is_said_of_what_is_wrong_at_zero_alone(layer: str, zeros: int) 
     case = Case(
         of, "float64", {"x": np.array([0.0] * zeros + [-1.5, 0.75, 2.5, -0.25, 1.25][: 6 - zeros])}, np.arange(1.0, 7.0)
     )
-    examination = examine(Subject(NumpyReference(rows={layer: spoilt_at_zero(layer)}), {}), Oracles(case))
+    examination = examine(Subject(NumpyReference(rows={layer: spoilt_at_zero(layer)}), {}), case)
     for culprit in examination.culprits:
         assert set(culprit.diagnosis.names) <= {"another subgradient"}
 
@@ -569,16 +570,16 @@ def in_a_row(dout: Array) -> Array:
 
 def observed_in(of: Network, name: str, dtype: str = "float64") -> tuple[Observation, dict[str, Array]]:
     """What the misreading reference gives for a node within its network, and the gradients of that network."""
-    oracles = Oracles(Drawn(of, seed=5, edge_share=0.0, scale=1.0).case(dtype))
+    oracles = Drawn(of, seed=5, edge_share=0.0, scale=1.0).case(dtype)
     within, right = results(Misreading(), oracles.case), oracles.under({})
     case = one_node_case(oracles, of.node(name), {})
     got = {
         key: within[key] for key in (f"value:{name}", *(f"gradient:{source}" for _, source in of.node(name).sources))
     }
     got[f"gradient:{name}"] = case.cotangent
-    alone = Oracles(case).under({})
+    alone = case.under({})
     checks = compare(alone.expected, got, alone.samples, dtype)
-    again = observe(Subject(NumpyReference(), {}), Oracles(case)).again
+    again = observe(Subject(NumpyReference(), {}), case).again
     return Observation(case, {}, got, checks, again), right.gradients
 
 
@@ -630,7 +631,7 @@ def line(rows: int, change: Any, dtype: str = "float64") -> Diagnosis:
         return out, (x, cache)
 
     case = Drawn(of, seed=3, edge_share=0.0, scale=1.0).case(dtype)
-    (culprit,) = examine(Subject(NumpyReference(rows={"linear": (forward, backward)}), {}), Oracles(case)).culprits
+    (culprit,) = examine(Subject(NumpyReference(rows={"linear": (forward, backward)}), {}), case).culprits
     return culprit.diagnosis
 
 

@@ -18,7 +18,7 @@ from gradproof.case import Case
 from gradproof.check import Report, check
 from gradproof.divergence import Divergence, DivergenceError, divergences_of, explain, read_divergences
 from gradproof.dtypes import VALID_DTYPES
-from gradproof.examination import Examination, Oracles, Subject, examine
+from gradproof.examination import Examination, Subject, examine
 from gradproof.kinks import one_node, stale_divergences, witness_case
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
@@ -219,7 +219,7 @@ def softplus_case(x: Any, dtype: str = "float64") -> Case:
 
 
 def examined(case: Case, *entries: Divergence, row: Row | None = None) -> Examination:
-    return examine(Subject(Diverging(row), {}, entries), Oracles(case))
+    return examine(Subject(Diverging(row), {}, entries), case)
 
 
 ABOVE = [[1.0, 21.0], [-3.0, 22.0]]
@@ -320,7 +320,7 @@ def test_no_entry_explains_a_tensor_of_the_wrong_structure(spoil: Callable[[Arra
             return {**gradients, "x": spoil(gradients["x"])}
 
     everything = replace(READ, kinds=("value", "gradient", "nonfinite"), max_relative_error=1e300)
-    assert not examine(Subject(Misshapen(), {}, (everything,)), Oracles(softplus_case(ABOVE))).known
+    assert not examine(Subject(Misshapen(), {}, (everything,)), softplus_case(ABOVE)).known
 
 
 def test_nothing_wrong_needs_no_entry() -> None:
@@ -337,8 +337,8 @@ def test_a_reduced_loss_is_located_by_any_of_its_elements() -> None:
     row = (lambda x, target, reduction: _off(layer.forward(x, target, reduction=reduction)), layer.backward)
     subject = Subject(NumpyReference(rows={"mse": row}), {})
     entry = replace(READ, layer="mse", between=(4.0, 6.0), kinds=("value",))
-    assert examine(replace(subject, divergences=(entry,)), Oracles(case)).known
-    assert not examine(replace(subject, divergences=(replace(entry, between=(6.0, 7.0)),)), Oracles(case)).known
+    assert examine(replace(subject, divergences=(entry,)), case).known
+    assert not examine(replace(subject, divergences=(replace(entry, between=(6.0, 7.0)),)), case).known
 
 
 def _off(result: tuple[Array, Any]) -> tuple[Array, Any]:
@@ -405,7 +405,7 @@ def test_an_unknown_fault_beside_a_known_divergence_is_not_excused() -> None:
     tanh = (LAYERS["tanh"].forward, lambda dout, out: {"x": dout})
     adapter = Diverging()
     adapter._rows = {**adapter._rows, "tanh": tanh}
-    examination = examine(Subject(adapter, {}, (READ,)), Oracles(chain([1.0, 21.0])))
+    examination = examine(Subject(adapter, {}, (READ,)), chain([1.0, 21.0]))
     assert not examination.known
     assert {culprit.node.name: culprit.divergence for culprit in examination.culprits} == {"b": READ, "out": None}
 
@@ -427,8 +427,8 @@ def test_a_composition_fault_beside_a_known_divergence_is_not_excused() -> None:
     network = Network((Input("x", (2,)), Input("y", (2,))), nodes)
     values = {"x": np.array([0.5, -0.25]), "y": np.array([1.0, 21.0])}
     case = Case(network, "float64", values, np.array([1.5, -0.5]))
-    assert examine(Subject(Diverging(), {}, (READ,)), Oracles(case)).known
-    assert not examine(Subject(Dropping(), {}, (READ,)), Oracles(case)).known
+    assert examine(Subject(Diverging(), {}, (READ,)), case).known
+    assert not examine(Subject(Dropping(), {}, (READ,)), case).known
 
 
 @pytest.mark.parametrize("spoil", [lambda x: None, lambda x: x[None], lambda x: "text"], ids=["None", "shape", "text"])
@@ -443,7 +443,7 @@ def test_a_tensor_of_the_wrong_structure_beside_a_known_divergence_is_not_excuse
             alone = len(forward.tape[0].nodes) == 1
             return gradients if alone else {**gradients, "x": spoil(gradients["x"])}
 
-    examination = examine(Subject(Forgetting(), {}, (READ,)), Oracles(chain([1.0, 21.0])))
+    examination = examine(Subject(Forgetting(), {}, (READ,)), chain([1.0, 21.0]))
     assert [culprit.divergence for culprit in examination.culprits] == [READ]
     assert not examination.known
 
@@ -586,9 +586,9 @@ def test_without_its_entry_the_witness_disagrees(name: str, index: int, dtype: s
     adapter, entry = load(name), built_in(name)[index]
     case = witness_case(entry, dtype)
     entries = tuple(each for each in built_in(name) if each.applies(adapter.version(), dtype))
-    assert examine(Subject(adapter, {}, entries), Oracles(case)).known
+    assert examine(Subject(adapter, {}, entries), case).known
     removed = tuple(each for each in entries if each != entry)
-    examination = examine(Subject(adapter, {}, removed), Oracles(case))
+    examination = examine(Subject(adapter, {}, removed), case)
     assert not examination.agrees
     assert not examination.known
     assert [culprit.node.layer.name for culprit in examination.culprits] == [entry.layer]

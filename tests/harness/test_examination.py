@@ -18,22 +18,13 @@ from gradproof.adapter import TOLD, Adapter, Forward, told
 from gradproof.case import Case
 from gradproof.check import disagreements
 from gradproof.drawing import Drawn, drawn_networks
-from gradproof.examination import (
-    Examination,
-    Oracle,
-    Oracles,
-    Row,
-    Subject,
-    TimeLimitError,
-    examine,
-    one_node_case,
-    rows,
-    time_limit,
-)
+from gradproof.examination import Examination, Subject, examine
 from gradproof.faults import FAULTS
 from gradproof.layer import UNIT, OptionValue
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.rows import Row, rows
+from gradproof.running import TimeLimitError, time_limit
 
 Array = np.ndarray[Any, Any]
 
@@ -81,7 +72,7 @@ def case(of: Network, dtype: str = "float64") -> Case:
 
 
 def examined(adapter: Adapter, of: Network = SIX, dtype: str = "float64", timeout: float = 60.0) -> Examination:
-    return examine(Subject(adapter, {}, timeout=timeout), Oracles(case(of, dtype)))
+    return examine(Subject(adapter, {}, timeout=timeout), case(of, dtype))
 
 
 def spoilt(*layers: str, factor: float = 1.5) -> NumpyReference:
@@ -390,7 +381,7 @@ class Scribbling(NumpyReference):
 def test_every_given_array_is_watched(name: str) -> None:
     of = case(SIX)
     before = {**{each: value.copy() for each, value in of.values.items()}, "cotangent": of.cotangent.copy()}
-    examination = examine(Subject(Scribbling(name), {}), Oracles(of))
+    examination = examine(Subject(Scribbling(name), {}), of)
     assert wrong(examination) == {f"value:{name}": "mutated_input"}
     for each, array in {**of.values, "cotangent": of.cotangent}.items():
         np.testing.assert_array_equal(array, before[each])
@@ -422,7 +413,7 @@ class Hoarding(NumpyReference):
 def test_an_adapter_that_keeps_its_arrays_cannot_spoil_the_case() -> None:
     of, hoarder = case(SIX), Hoarding()
     before = {name: value.copy() for name, value in of.values.items()}
-    oracles = Oracles(of)
+    oracles = of
     assert examine(Subject(hoarder, {}), oracles).agrees
     assert examine(Subject(hoarder, {}), oracles).agrees
     for name, value in before.items():
@@ -433,7 +424,7 @@ def test_an_adapter_that_keeps_its_arrays_cannot_spoil_the_case() -> None:
 def test_nan_in_an_input_is_not_taken_for_writing() -> None:
     of = case(TWICE)
     holed = Case(TWICE, "float64", {"x": np.where(of.values["x"] > 0, np.nan, of.values["x"])}, of.cotangent)
-    assert examine(Subject(NumpyReference(), {}), Oracles(holed)).agrees
+    assert examine(Subject(NumpyReference(), {}), holed).agrees
 
 
 def test_blame_survives_numbers_that_leave_their_domain() -> None:
@@ -447,9 +438,9 @@ def test_blame_survives_numbers_that_leave_their_domain() -> None:
         node("loss", "bce", "p", "target"),
     )
     values = {"x": np.array([1e200, 0.5]), "target": np.array([0.25, 0.75])}
-    examination = examine(Subject(spoilt("bce"), {}), Oracles(Case(of, "float64", values, np.array(1.5))))
+    examination = examine(Subject(spoilt("bce"), {}), Case(of, "float64", values, np.array(1.5)))
     assert examination.agrees or "loss" in culprits(examination)
-    crash = examine(Subject(OnlyOneLayer(), {}), Oracles(Case(of, "float64", values, np.array(1.5))))
+    crash = examine(Subject(OnlyOneLayer(), {}), Case(of, "float64", values, np.array(1.5)))
     assert [check.kind for check in crash.checks] == ["crash"]
 
 
@@ -460,7 +451,7 @@ def test_blame_survives_numbers_that_leave_their_domain() -> None:
 def test_a_node_alone_gets_the_references_numbers_rounded(dtype: str) -> None:
     of = case(SIX, dtype)
     oracle = Oracle(of, {})
-    alone = one_node_case(Oracles(of), SIX.node("gated"), {})
+    alone = one_node_case(of, SIX.node("gated"), {})
     assert [each.name for each in alone.network.nodes] == ["gated"]
     assert (alone.dtype, alone.seed) == (dtype, of.seed)
     for name in ("gate", "rise"):
@@ -470,16 +461,16 @@ def test_a_node_alone_gets_the_references_numbers_rounded(dtype: str) -> None:
 
 def test_a_node_alone_gets_the_given_arrays_as_they_are() -> None:
     of = case(SIX)
-    alone = one_node_case(Oracles(of), SIX.node("line"), {})
+    alone = one_node_case(of, SIX.node("line"), {})
     assert set(alone.values) == {"x", "w", "b"}
     assert all(alone.values[name] is of.values[name] for name in alone.values)
-    loss = one_node_case(Oracles(of), SIX.node("loss"), {})
+    loss = one_node_case(of, SIX.node("loss"), {})
     np.testing.assert_array_equal(loss.cotangent, of.cotangent)
 
 
 def test_a_tensor_that_is_read_twice_becomes_two_inputs() -> None:
     of = case(TWICE)
-    alone = one_node_case(Oracles(of), TWICE.nodes[0], {})
+    alone = one_node_case(of, TWICE.nodes[0], {})
     assert len(alone.network.inputs) == 2
     for value in alone.values.values():
         np.testing.assert_array_equal(value, of.values["x"])
@@ -489,8 +480,7 @@ def test_a_node_alone_follows_the_conventions() -> None:
     kinked = network(Input("x", (3,)), node("a", "relu", "x"), node("b", "relu", "a"))
     of = Case(kinked, "float64", {"x": np.array([0.0, -1.0, 2.0])}, np.array([1.5, 2.5, -0.5]))
     cotangents = {
-        weight: one_node_case(Oracles(of), kinked.node("a"), {"relu": {"at_zero": weight}}).cotangent
-        for weight in (0.0, 1.0)
+        weight: one_node_case(of, kinked.node("a"), {"relu": {"at_zero": weight}}).cotangent for weight in (0.0, 1.0)
     }
     np.testing.assert_array_equal(cotangents[0.0], [0.0, 0.0, -0.5])
     np.testing.assert_array_equal(cotangents[1.0], [1.5, 2.5, -0.5])
@@ -499,7 +489,7 @@ def test_a_node_alone_follows_the_conventions() -> None:
 def test_numbers_beyond_the_dtype_are_infinite_alone() -> None:
     of = network(Input("x", (2,)), node("huge", "multiply", "x", "x"), node("out", "tanh", "huge"))
     given = Case(of, "float32", {"x": np.array([1e30, 0.5], "float32")}, np.array([1.5, 0.5], "float32"))
-    alone = one_node_case(Oracles(given), of.node("out"), {})
+    alone = one_node_case(given, of.node("out"), {})
     assert np.isinf(alone.values["huge"]).tolist() == [True, False]
 
 
@@ -524,7 +514,7 @@ def test_values_come_first_in_forward_order() -> None:
 @settings(max_examples=50)
 @given(drawn_networks())
 def test_no_gradient_stands_before_one_that_it_follows_from(drawn: Drawn) -> None:
-    of = Oracles(drawn.case("float64"))
+    of = drawn.case("float64")
     found = gradient_rows(rows(examine(Subject(NumpyReference(), {}), of)))
     assert sorted(found) == sorted(drawn.network.differentiable)
     for each in drawn.network.nodes:
@@ -625,7 +615,7 @@ def test_off_the_main_thread_there_is_no_limit() -> None:
 
 
 def test_conventions_of_other_layers_share_an_oracle() -> None:
-    oracles = Oracles(case(SIX))
+    oracles = case(SIX)
     plain = oracles.under({})
     assert oracles.under({}) is plain
     assert oracles.under({"relu": {"at_zero": 1.0}, "elu": {"at_zero": 0.5}}) is plain
@@ -633,7 +623,7 @@ def test_conventions_of_other_layers_share_an_oracle() -> None:
 
 def test_adapters_of_one_mind_share_an_oracle() -> None:
     kinked = network(Input("x", (3,)), node("a", "relu", "x"), node("b", "leaky_relu", "a"))
-    oracles = Oracles(case(kinked))
+    oracles = case(kinked)
     first = oracles.under({"relu": {"at_zero": 0.5}, "leaky_relu": {"at_zero": 1.0}, "elu": {"at_zero": 0.0}})
     assert oracles.under({"leaky_relu": {"at_zero": 1.0}, "relu": {"at_zero": 0.5}}) is first
     assert oracles.under({"relu": {"at_zero": 0.5}, "leaky_relu": {"at_zero": 0.0}}) is not first
@@ -650,7 +640,7 @@ def test_one_set_of_runs_serves_every_adapter(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(NumpyReference, "forward", counting)
     line = node("line", "linear", "x", parameters="weight:w bias:b", features=4)
-    oracles = Oracles(case(network(X, Input("target", (2, 4)), line, node("loss", "mse", "line", "target"))))
+    oracles = case(network(X, Input("target", (2, 4)), line, node("loss", "mse", "line", "target")))
     for factor in (1.5, 2.0):
         assert not examine(Subject(spoilt("mse", factor=factor), {}), oracles).agrees
     whole = [kind for kind in runs if kind == "Noisy"]

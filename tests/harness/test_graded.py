@@ -15,7 +15,7 @@ from gradproof import graded as measured
 from gradproof.adapter import AdapterError
 from gradproof.drawing import Drawn
 from gradproof.dtypes import DTYPES
-from gradproof.examination import Oracles, Subject
+from gradproof.examination import Subject
 from gradproof.graded import (
     CAUGHT,
     ELEMENT,
@@ -69,7 +69,7 @@ LINEAR = drawn(chain("linear", "tanh"))
 
 
 def scene(victim: str = "w", element: int = 1, dtype: str = "float64") -> Scene:
-    return Scene(0, Oracles(LINEAR.case(dtype)), victim, element)
+    return Scene(0, LINEAR.case(dtype), victim, element)
 
 
 def tools(framework: str) -> Iterator[Tool]:

@@ -10,12 +10,14 @@ import pytest
 
 from gradproof.adapter import Adapter, Forward
 from gradproof.drawing import Drawn
-from gradproof.examination import SECOND_PASS, Examination, Oracles, Subject, examine, rows
+from gradproof.examination import Examination, Subject, examine
 from gradproof.faults import FAULTS
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.registry import load_adapter
 from gradproof.report import headline
+from gradproof.rows import rows
+from gradproof.running import SECOND_PASS
 
 Array = np.ndarray[Any, Any]
 
@@ -41,7 +43,7 @@ SHARED = Network(
 
 def examined(adapter: Adapter, network: Network = SHARED, dtype: str = "float64") -> Examination:
     case = Drawn(network, seed=3, edge_share=0.0, scale=1.0).case(dtype)
-    return examine(Subject(adapter, {}), Oracles(case))
+    return examine(Subject(adapter, {}), case)
 
 
 def wrong(examination: Examination) -> dict[str, str | None]:

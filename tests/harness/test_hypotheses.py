@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gradproof.drawing import Drawn, draw_each
-from gradproof.examination import Oracles, one_node_case
 from gradproof.hypotheses import attention, gated, normalization, recurrent
 from gradproof.hypotheses.suspect import Guess, Suspect
 
@@ -20,7 +19,7 @@ def suspects(layer: str, count: int = 40) -> list[Suspect]:
     """The layer alone, with many options, each of its arguments an array of its own."""
     drawn: list[Drawn] = []
     draw_each(drawn.append, count, SEED, [layer], 1)
-    oracles = [Oracles(each.case("float64")) for each in drawn]
+    oracles = [each.case("float64") for each in drawn]
     found = [Suspect(one_node_case(each, each.case.network.nodes[-1], {}), {}) for each in oracles]
     return [each for each in found if "running_mean" not in each.arrays]
 

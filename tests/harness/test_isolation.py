@@ -24,7 +24,7 @@ from gradproof.check import Report, check, replay
 from gradproof.cli import AGREEMENT, DISAGREEMENT, USAGE
 from gradproof.divergence import divergences_of
 from gradproof.drawing import Drawn
-from gradproof.examination import Examination, Oracles, Subject, examine
+from gradproof.examination import Examination, Subject, examine
 from gradproof.isolation import SECONDS_TO_LEAVE, Isolated, half_of_memory, loader
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
@@ -84,7 +84,7 @@ WITHOUT = case("sigmoid", "softplus")
 
 
 def examined(adapter: Any, of: Case, timeout: float = 60.0) -> Examination:
-    return examine(Subject(adapter, {}, timeout=timeout), Oracles(of))
+    return examine(Subject(adapter, {}, timeout=timeout), of)
 
 
 def told(examination: Examination) -> list[tuple[str, str | None, str]]:

@@ -13,7 +13,7 @@ from gradproof.adapter import Adapter, Forward
 from gradproof.case import Case
 from gradproof.check import Report, Run, check, replay
 from gradproof.dtypes import DTYPES
-from gradproof.examination import Oracles, Subject, examine
+from gradproof.examination import Subject, examine
 from gradproof.kinks import one_node, probe, probed_subject
 from gradproof.layer import Kink, Layer, Options
 from gradproof.network import Input, Network, Node
@@ -178,7 +178,7 @@ def test_without_its_convention_the_same_adapter_disagrees(layer: Layer, kink: K
     """So that the agreement above is the convention's doing."""
     other = 1.0 if kink.default != 1.0 else 0.0
     adapter = NumpyReference(conventions={layer.name: {kink.name: other}})
-    examination = examine(Subject(adapter, {}), Oracles(on_the_kink()))
+    examination = examine(Subject(adapter, {}), on_the_kink())
     assert [culprit.node.layer.name for culprit in examination.culprits] == [layer.name]
 
 

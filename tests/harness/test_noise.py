@@ -18,7 +18,7 @@ from gradproof.agreement import compare
 from gradproof.case import Case
 from gradproof.drawing import draw_each
 from gradproof.dtypes import VALID_DTYPES, limits
-from gradproof.examination import Examination, Oracles, Subject, examine
+from gradproof.examination import Examination, Subject, examine
 from gradproof.kinks import one_node
 from gradproof.layer import UNIT, OptionValue
 from gradproof.network import Input, Network, Node
@@ -55,7 +55,7 @@ def case(network: Network, dtype: str, cotangent: Any = None, **values: Any) -> 
 
 
 def examined(adapter: Adapter, of: Case) -> Examination:
-    return examine(Subject(adapter, {}), Oracles(of))
+    return examine(Subject(adapter, {}), of)
 
 
 def disagreeing(adapter: Adapter, of: Case) -> list[str]:
@@ -667,7 +667,7 @@ def test_leaving_out_an_ingredient_gives_a_false_alarm(
 
 def test_what_is_expected_is_precise_and_the_textbook_agrees_with_it() -> None:
     adapter, of = saturated()
-    (expected,) = Oracles(of).under({}).expected["gradient:x"]
+    (expected,) = of.under({}).expected["gradient:x"]
     assert expected == pytest.approx(float(of.cotangent[0]) * 4.0 * math.exp(-60.0), rel=1e-15)
     assert adapter.backward(adapter.forward(of.network, of.values, of.dtype), of.cotangent)["x"] == 0.0
     assert examined(adapter, of).agrees

@@ -18,7 +18,7 @@ from gradproof.adapter import Adapter, Forward
 from gradproof.case import Case
 from gradproof.check import Report, Run, Tally, replay
 from gradproof.divergence import Divergence
-from gradproof.examination import Examination, Oracles, Subject, examine
+from gradproof.examination import Examination, Subject, examine
 from gradproof.faults import FAULTS, MISBEHAVIOUR
 from gradproof.layer import Layer, Options, OptionValue
 from gradproof.network import Input, Network, Node
@@ -138,7 +138,7 @@ class Changed(NumpyReference):
 
 
 def test_headline_of_agreement() -> None:
-    found = examine(Subject(NumpyReference(), {}), Oracles(gated()))
+    found = examine(Subject(NumpyReference(), {}), gated())
     assert headline(found) == "reference float64: every tensor agrees"
 
 
@@ -406,7 +406,7 @@ def known_divergence() -> Divergence:
 
 def test_headline_of_a_known_divergence() -> None:
     subject = Subject(fault("relu_derivative_left_out"), {}, (known_divergence(),))
-    found = examine(subject, Oracles(gated()))
+    found = examine(subject, gated())
     assert settled(headline(found)) == [
         "reference float64: relu (node h) diverges as known: d x at [1, 0]: expected 0, got 6 (N noise units)"
     ]
