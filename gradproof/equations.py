@@ -216,6 +216,9 @@ class Equations:
     def __iter__(self) -> Any:
         return iter(self._statements.values())
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._statements
+
     def __getitem__(self, key: str) -> Statement:
         return self._statements[key]
 

@@ -291,7 +291,8 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
         if check.key in explained or check.kind in OF_THE_RUN:
             continue
         nodes = _suspects(found, check)
-        if len(nodes) == 1:
+        if len(nodes) == 1 and not _is_sum(found, check):
+            nodes = [_overwriter(subject, found, check) or nodes[0]]
             guilty.setdefault(nodes[0], []).append(check.key)
         elif nodes:
             sums.append((check, nodes))
@@ -330,6 +331,24 @@ def _suspects(found: Examination, check: TensorCheck) -> list[str]:
     if check.kind == "missing":
         readers = [name for name in readers if usable(found.trace.got.get(f"gradient:{name}"), network.shapes[name])]
     return readers
+
+
+def _is_sum(found: Examination, check: TensorCheck) -> bool:
+    """Whether the tensor is a sum of several terms, which may be right each and added up wrongly."""
+    statements = found.equations
+    return bool(statements and check.key in statements and len(statements[check.key].parts) > 1)
+
+
+def _overwriter(subject: Subject, found: Examination, check: TensorCheck) -> str | None:
+    """The node that computes this gradient's tensor, where its backward pass overwrites the cotangent it is given."""
+    network = found.case.network
+    if check.role != "gradient" or check.tensor not in {node.name for node in network.nodes}:
+        return None
+    for culprit in _alone(subject, found, [network.node(check.tensor)]):
+        checks = culprit.observation.checks if culprit.observation else ()
+        if any(each.key == check.key and each.kind for each in checks):
+            return check.tensor
+    return None
 
 
 def _of_many(
@@ -461,7 +480,7 @@ def _own_term(
 ) -> tuple[Any, TensorCheck]:
     """A node's part in a gradient: what is left of it without the parts that other readers must have sent."""
     mine = [
-        equation.terms[each]
+        equation.terms[str(each)]
         for equation, each in statement.parts
         if (equation.node.name, each) == (node.name, argument)
     ]

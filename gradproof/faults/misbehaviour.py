@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gradproof.adapter import Forward
 from gradproof.faults.making import Array, Fault, Gradients, pair_fault
+from gradproof.network import Network
 from gradproof.reference import LAYERS, NumpyReference
 
 
@@ -39,6 +41,19 @@ class _Misbehaving(NumpyReference):
             if node.layer.name == self._layer:
                 gradients = dict(self._spoil(gradients, node.inputs[0]))
         return gradients
+
+
+class _HandingOn(NumpyReference):
+    """The reference, whose identity gives the very array that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(rows={"identity": (lambda x: (x, None), LAYERS["identity"].backward)})
+
+    def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
+        forward = super().forward(network, values, dtype)
+        handed_on = {node.name for node in network.nodes if node.layer.name == "identity"}
+        outputs = {name: forward.live[name] if name in handed_on else out for name, out in forward.outputs.items()}
+        return replace(forward, outputs=outputs)
 
 
 def _raise(gradients: Gradients, name: str) -> Gradients:
@@ -78,12 +93,7 @@ MISBEHAVIOUR = {
     "global_state": _misbehaviour(
         "changes_the_error_state", "how NumPy treats underflow is left changed", _error_state_changed
     ),
-    "view": pair_fault(
-        "hands_its_input_on",
-        "identity",
-        "the output is the very array that was given",
-        (lambda x: (x, None), LAYERS["identity"].backward),
-    ),
+    "view": Fault("hands_its_input_on", "identity", "the output is the very array that was given", _HandingOn),
     "nondeterministic": Fault(
         "never_the_same",
         "tanh",
