@@ -136,7 +136,8 @@ def examine(subject: Subject, case: Case) -> Examination:
     trace = run(subject.adapter, case, subject.timeout)
     found = Examination(case, subject.adapter.name, (), conventions=subject.conventions, trace=trace)
     if trace.failure:
-        return replace(found, checks=(trace.failure,), culprits=tuple(_alone(subject, found, case.network.nodes)))
+        found = replace(found, checks=(trace.failure,))
+        return replace(found, culprits=tuple(_alone(subject, found, case.network.nodes)))
     equations = subject.equations(case, trace.got)
     checks = _called_again(subject, equations, trace, tuple(_judged(subject, equations, trace.got)))
     found = replace(found, checks=(*_with_views(checks, trace), *trace.checks), equations=equations)
@@ -344,11 +345,12 @@ def _overwriter(subject: Subject, found: Examination, check: TensorCheck) -> str
     network = found.case.network
     if check.role != "gradient" or check.tensor not in {node.name for node in network.nodes}:
         return None
-    for culprit in _alone(subject, found, [network.node(check.tensor)]):
-        checks = culprit.observation.checks if culprit.observation else ()
-        if any(each.key == check.key and each.kind for each in checks):
-            return check.tensor
-    return None
+    try:  # on the sweep's cotangent, for its own may be overwritten already
+        case = alone_as_the_sweep_has_it(found.sweep, found.case, network.node(check.tensor))
+    except NetworkError:
+        return None
+    wrong = {each.key for each in observe(subject, case).checks if each.kind}
+    return check.tensor if check.key in wrong else None
 
 
 def _of_many(
