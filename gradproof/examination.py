@@ -293,10 +293,11 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
             continue
         nodes = _suspects(found, check)
         if len(nodes) == 1 and not _is_sum(found, check):
-            nodes = [_overwriter(subject, found, check) or nodes[0]]
-            guilty.setdefault(nodes[0], []).append(check.key)
+            guilty.setdefault(_overwriter(subject, found, check) or nodes[0], []).append(check.key)
         elif nodes:
             sums.append((check, nodes))
+        elif owner := _overwriter(subject, found, check):
+            guilty.setdefault(owner, []).append(check.key)
     told: dict[str, Diagnosis] = {}
     for check, nodes in sums:
         for name in _of_many(subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, told):
