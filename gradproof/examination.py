@@ -64,6 +64,7 @@ class Culprit:
 
     keys: of the tensors that are wrong by its fault. divergence: the known one that explains them.
     observation: the node on the numbers that the adapter had in the network, None where they are not known.
+    around: the gradients of its readers' outputs, of which its cotangent may be a part in memory.
     told: what a diagnosis in place has found already.
     """
 
@@ -71,6 +72,7 @@ class Culprit:
     keys: tuple[str, ...]
     divergence: Divergence | None = None
     observation: Observation | None = field(default=None, repr=False, compare=False)
+    around: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     told: Diagnosis | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -78,7 +80,7 @@ class Culprit:
         """Which known mistakes reproduce its numbers; found when it is asked for."""
         if self.told is not None or self.divergence or not self.observation:
             return self.told or Diagnosis()
-        return diagnose(self.observation)
+        return diagnose(self.observation, self.around)
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,8 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
             yield Culprit(node, keys, explained[keys[0]][1], _own_observation(subject, found, node))
         if node.name in guilty:
             mine = (*guilty[node.name], *keys)
-            yield Culprit(node, mine, None, _own_observation(subject, found, node), told.get(node.name))
+            observation, around = _own_observation(subject, found, node), _around(found, node)
+            yield Culprit(node, mine, None, observation, around, told.get(node.name))
 
 
 def _suspects(found: Examination, check: TensorCheck) -> list[str]:
@@ -376,7 +379,8 @@ def _of_many(
         return []
     for name in nodes:
         observation = _own_observation(subject, found, found.case.network.node(name))
-        diagnosis = diagnose_in_place(observation) if observation else Diagnosis()
+        around = _around(found, found.case.network.node(name))
+        diagnosis = diagnose_in_place(observation, around) if observation else Diagnosis()
         if diagnosis:
             told[name] = diagnosis
             return [name]
@@ -467,7 +471,8 @@ def _own_observation(subject: Subject, found: Examination, node: Node) -> Observ
     checks = {check.key: check for check in found.checks}
     _, stands_for = found.case.network.alone(node.name)
     arguments = {own: argument for argument, own in case.network.nodes[0].sources}
-    own_checks = [checks[f"value:{node.name}"]]
+    given = TensorCheck(f"gradient:{node.name}", case.cotangent.shape, None)  # the cotangent, here
+    own_checks = [checks[f"value:{node.name}"], given]
     got[f"value:{node.name}"] = found.trace.got[f"value:{node.name}"]
     for own, source in stands_for.items():
         key = f"gradient:{source}"
@@ -476,6 +481,14 @@ def _own_observation(subject: Subject, found: Examination, node: Node) -> Observ
             got[f"gradient:{own}"], check = _own_term(node, arguments[own], statement, checks[key], found.trace.got)
             own_checks.append(replace(check, key=f"gradient:{own}"))
     return Observation(case, subject.conventions, got, tuple(own_checks), again=lambda other: observe(subject, other))
+
+
+def _around(found: Examination, node: Node) -> dict[str, np.ndarray]:
+    """The gradients of the outputs of the nodes that read this one, in float64."""
+    readers = dict.fromkeys(reader for reader, _ in found.case.network.consumers[node.name])
+    gradients = {name: found.trace.got.get(f"gradient:{name}") for name in readers}
+    shapes = found.case.network.shapes
+    return {name: np.asarray(got, np.float64) for name, got in gradients.items() if usable(got, shapes[name])}
 
 
 def _own_term(

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 
 from gradproof.adapter import Adapter, Forward
-from gradproof.agreement import Evidence, compare
+from gradproof.agreement import Evidence, judge
 from gradproof.case import Case
 from gradproof.check import Report, check, disagreements
 from gradproof.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn
 from gradproof.drawing import Drawn, draw_each
-from gradproof.examination import Examination, Subject, examine, observe
+from gradproof.equations import Equations
+from gradproof.examination import Examination, Subject, examine
 from gradproof.faults import FAULTS, KERNEL_FAULTS, KIND_FAULTS, Fault
 from gradproof.hypotheses import HYPOTHESES
 from gradproof.layer import REAL, OptionValue
 from gradproof.network import Input, Network, Node
 from gradproof.noise import tensors
-from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference import attention as reference_attention
 from gradproof.rows import rows
 
@@ -145,10 +146,10 @@ def results(adapter: Adapter, case: Case) -> dict[str, Any]:
 
 def innocent(case: Case) -> Observation:
     """What the reference gives in the dtype's own arithmetic, as if every tensor that this rounds were wrong."""
-    oracle, got = case.under({}), results(NumpyReference(), case)
+    got = results(NumpyReference(), case)
     checks = []
-    for right in compare(oracle.expected, got, oracle.samples, case.dtype):
-        truth = oracle.expected[right.key]
+    for statement in Equations(case, got, NumpyReference({}, PRECISE), NumpyReference()):
+        right, truth = judge(statement, got[statement.key], case.dtype), statement.expected
         error = abs(np.asarray(got[right.key], np.float64) - truth)
         kind = "gradient" if error.any() else None
         checks.append(replace(right, kind=kind, evidence=Evidence(error > 0.0, error, truth)))
@@ -570,17 +571,11 @@ def in_a_row(dout: Array) -> Array:
 
 def observed_in(of: Network, name: str, dtype: str = "float64") -> tuple[Observation, dict[str, Array]]:
     """What the misreading reference gives for a node within its network, and the gradients of that network."""
-    oracles = Drawn(of, seed=5, edge_share=0.0, scale=1.0).case(dtype)
-    within, right = results(Misreading(), oracles.case), oracles.under({})
-    case = one_node_case(oracles, of.node(name), {})
-    got = {
-        key: within[key] for key in (f"value:{name}", *(f"gradient:{source}" for _, source in of.node(name).sources))
-    }
-    got[f"gradient:{name}"] = case.cotangent
-    alone = case.under({})
-    checks = compare(alone.expected, got, alone.samples, dtype)
-    again = observe(Subject(NumpyReference(), {}), case).again
-    return Observation(case, {}, got, checks, again), right.gradients
+    case = Drawn(of, seed=5, edge_share=0.0, scale=1.0).case(dtype)
+    (culprit,) = examine(Subject(Misreading(), {}), case).culprits
+    assert culprit.node.name == name
+    assert culprit.observation is not None
+    return culprit.observation, dict(culprit.around)
 
 
 BEHIND = {

@@ -11,6 +11,7 @@ import pytest
 from gradproof.drawing import Drawn, draw_each
 from gradproof.hypotheses import attention, gated, normalization, recurrent
 from gradproof.hypotheses.suspect import Guess, Suspect
+from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
 
 SEED = 3
 
@@ -19,8 +20,8 @@ def suspects(layer: str, count: int = 40) -> list[Suspect]:
     """The layer alone, with many options, each of its arguments an array of its own."""
     drawn: list[Drawn] = []
     draw_each(drawn.append, count, SEED, [layer], 1)
-    oracles = [each.case("float64") for each in drawn]
-    found = [Suspect(one_node_case(each, each.case.network.nodes[-1], {}), {}) for each in oracles]
+    cases = [each.case("float64") for each in drawn]
+    found = [Suspect(alone_as_the_sweep_has_it(Sweep(each, {}), each, each.network.nodes[-1]), {}) for each in cases]
     return [each for each in found if "running_mean" not in each.arrays]
 
 
