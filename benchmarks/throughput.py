@@ -23,7 +23,7 @@ from gradproof.adapters.torch import TorchAdapter
 from gradproof.check import Run
 from gradproof.drawing import Drawn, draw_each
 from gradproof.dtypes import DTYPES
-from gradproof.noise import NoiseSamples
+from gradproof.equations import Equation, Equations
 
 
 class Stopwatch:
@@ -57,18 +57,16 @@ class Stopwatch:
 def instrumented(watch: Stopwatch) -> Iterator[None]:
     """Count the time of each part of an examination."""
     parts = (
-        (Oracle, "__init__", "reference"),
-        (NoiseSamples, "_run", "noise floor"),
+        (Equations, "__init__", "reference"),
+        (Equation, "_sample", "noise floor"),
         (TorchAdapter, "forward", "torch"),
         (TorchAdapter, "backward", "torch"),
         (JaxAdapter, "forward", "jax"),
         (JaxAdapter, "backward", "jax"),
-        (gradproof.examination, "compare", "comparison"),
+        (gradproof.examination, "judge", "comparison"),
     )
     watch.seconds |= dict.fromkeys((name for _, _, name in parts), 0.0)
-    gradients = Oracle.gradients.func
     patches = [patch.object(owner, name, watch.timed(part, getattr(owner, name))) for owner, name, part in parts]
-    patches.append(patch.object(Oracle.gradients, "func", watch.timed("reference", gradients)))
     for each in patches:
         each.start()
     try:

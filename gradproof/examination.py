@@ -135,15 +135,21 @@ class Examination:
 
 def examine(subject: Subject, case: Case) -> Examination:
     """Run the adapter on the case, check every equation, and where one fails name the guilty nodes."""
+    found = _verdict(subject, case)
+    if found.trace.failure:
+        return replace(found, culprits=tuple(_alone(subject, found, case.network.nodes)))
+    return found if found.agrees else replace(found, culprits=tuple(_blamed(subject, found)))
+
+
+def _verdict(subject: Subject, case: Case) -> Examination:
+    """The examination before anybody is blamed."""
     trace = run(subject.adapter, case, subject.timeout)
     found = Examination(case, subject.adapter.name, (), conventions=subject.conventions, trace=trace)
     if trace.failure:
-        found = replace(found, checks=(trace.failure,))
-        return replace(found, culprits=tuple(_alone(subject, found, case.network.nodes)))
+        return replace(found, checks=(trace.failure,))
     equations = subject.equations(case, trace.got)
     checks = _called_again(subject, equations, trace, tuple(_judged(subject, equations, trace.got)))
-    found = replace(found, checks=(*_with_views(checks, trace), *trace.checks), equations=equations)
-    return found if found.agrees else replace(found, culprits=tuple(_blamed(subject, found)))
+    return replace(found, checks=(*_with_views(checks, trace), *trace.checks), equations=equations)
 
 
 def disagrees(subject: Subject, case: Case) -> bool:
@@ -411,7 +417,7 @@ def _spoils_every_tape(subject: Subject, found: Examination) -> bool:
     case = Case(Network((Input("x", numbers.shape),), (node,)), found.case.dtype, {"x": numbers}, numbers)
     if not subject.supports(case.network, case.dtype):
         return False
-    return any(check.second_pass for check in examine(subject, case).checks)
+    return any(check.second_pass for check in _verdict(subject, case).checks)
 
 
 def _explained(subject: Subject, found: Examination) -> Iterator[tuple[str, tuple[str, Divergence]]]:
@@ -471,7 +477,10 @@ def _own_observation(subject: Subject, found: Examination, node: Node) -> Observ
     checks = {check.key: check for check in found.checks}
     _, stands_for = found.case.network.alone(node.name)
     arguments = {own: argument for argument, own in case.network.nodes[0].sources}
-    given = TensorCheck(f"gradient:{node.name}", case.cotangent.shape, None)  # the cotangent, here
+    given = TensorCheck(f"gradient:{node.name}", case.cotangent.shape, None)
+    if node.name == found.case.network.output:  # whose cotangent was given, whatever became of it
+        given, case = checks[given.key], replace(case, cotangent=found.case.cotangent)
+        got[given.key] = found.trace.got[given.key]
     own_checks = [checks[f"value:{node.name}"], given]
     got[f"value:{node.name}"] = found.trace.got[f"value:{node.name}"]
     for own, source in stands_for.items():

@@ -296,7 +296,7 @@ def test_a_mistake_in_both_passes_is_named() -> None:
     other = LAYERS["gelu_tanh"]
     (culprit,) = examined(NumpyReference(rows={"gelu": (other.forward, other.backward)}), gelu).culprits
     assert culprit.diagnosis.names == ("approximate gelu",)
-    assert {check.kind for check in culprit.checks} == {None, "value", "gradient"}
+    assert {check.kind for check in culprit.observation.checks} == {None, "value", "gradient"}
 
 
 def test_the_cotangent_itself_may_be_lost() -> None:
@@ -367,7 +367,7 @@ def test_a_path_is_named(of: Network, add: Any, text: str, dtype: str) -> None:
 
 def test_another_sum_is_not_named() -> None:
     examination = examined(Walk(lambda before, arriving: before + 1.3 * arriving), DIAMOND)
-    assert examination.composition is not None
+    assert examination.unblamed is not None
     assert not examination.diagnosis
 
 
@@ -418,8 +418,8 @@ def test_what_fits_the_case_alone_is_not_stated() -> None:
     (culprit,) = examine(Subject(flipped, {}), case).culprits
     assert culprit.diagnosis.names == ("sign",)
     # alpha = -0.5 gives the same here.
-    assert culprit.alone is not None
-    unheard = replace(culprit.alone, again=lambda case: culprit.alone)
+    assert culprit.observation is not None
+    unheard = replace(culprit.observation, again=lambda case: culprit.observation)
     assert diagnose(unheard).names == ("another option", "sign")
 
 

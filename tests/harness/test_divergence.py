@@ -16,7 +16,7 @@ import gradproof.adapters
 from gradproof.adapter import Adapter
 from gradproof.case import Case
 from gradproof.check import Report, check
-from gradproof.divergence import Divergence, DivergenceError, divergences_of, explain, read_divergences
+from gradproof.divergence import Divergence, DivergenceError, divergences_of, explanation, read_divergences
 from gradproof.dtypes import VALID_DTYPES
 from gradproof.examination import Examination, Subject, examine
 from gradproof.kinks import one_node, stale_divergences, witness_case
@@ -324,8 +324,8 @@ def test_no_entry_explains_a_tensor_of_the_wrong_structure(spoil: Callable[[Arra
 
 
 def test_nothing_wrong_needs_no_entry() -> None:
-    case = softplus_case([1.0, 2.0])
-    assert explain([READ], case, examined(case).checks) is None
+    assert examined(softplus_case([1.0, 2.0]), READ).culprits == ()
+    assert explanation([READ], []) is None
 
 
 def test_a_reduced_loss_is_located_by_any_of_its_elements() -> None:

@@ -231,7 +231,7 @@ def test_the_page_tells_the_distribution(tmp_path: Path) -> None:
     assert main([*QUICK, "--networks", "24", "--page", str(page)]) == 0
     text = page.read_text()
     assert "\nsoak: networks=24 gradients=" in text
-    assert "the threshold is 16 for all" in text
+    assert "the threshold is 8 for all" in text
     assert "| reference float64 | " in text
     lines = (tmp_path / soak.JOURNAL).read_text().splitlines()
     layers = {layer for line in lines[1:] for _, _, layer, _ in json.loads(line)["outcome"]["units"]}
