@@ -109,7 +109,7 @@ class Isolated(Remarking):
         number = next(self._numbers)
         answer: _Answer = self._ask(None, "forward", number, network, dict(values), dtype)
         _write(answer.values, values)
-        forward = Forward(answer.arrays, _Tape(number, self._child, values))
+        forward = Forward(answer.arrays, _Tape(number, self._child, values), answer.overwritten)
         weakref.finalize(forward.tape, self._dropped.append, number)
         return forward
 
@@ -121,6 +121,7 @@ class Isolated(Remarking):
         self.remarks += answer.remarks
         _write(answer.values, tape.values)
         _write(answer.outputs, forward.outputs)
+        forward.live.update(answer.overwritten)  # type: ignore[attr-defined]
         _write(answer.cotangent, {"": cotangent})
         return answer.arrays
 
@@ -323,13 +324,17 @@ class _Raised:
 
 @dataclass(frozen=True)
 class _Answer:
-    """The arrays of a forward or backward pass, what it wrote to of what was there before, and the remarks on both."""
+    """The arrays of a forward or backward pass, what it wrote to of what was there before, and the remarks on both.
+
+    overwritten: the node outputs that are no longer what they were when they were computed, as they are now.
+    """
 
     arrays: dict[str, Any]
     values: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
     cotangent: dict[str, np.ndarray] = field(default_factory=dict)
     remarks: list[Remark] = field(default_factory=list)
+    overwritten: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def _passed(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,6 +348,12 @@ def _plain(result: Any) -> Any:
     if isinstance(result, np.ndarray):
         return np.empty(result.shape, object) if result.dtype.hasobject else np.asarray(result)
     return _Foreign(type(result).__name__)
+
+
+def _overwritten(forward: Forward) -> dict[str, np.ndarray]:
+    """The outputs that the framework now holds with other numbers than it gave."""
+    held = {name: array for name, array in forward.live.items() if isinstance(forward.outputs.get(name), np.ndarray)}
+    return {name: array for name, array in held.items() if array.tobytes() != forward.outputs[name].tobytes()}
 
 
 class _Foreign:
@@ -434,10 +445,12 @@ class _Server:
         given = _Snapshot(values)
         forward = watched.forward(network, values, dtype)
         self._held[number] = watched, forward, values
-        return _Answer(_passed(forward.outputs), given.changed())
+        return _Answer(_passed(forward.outputs), given.changed(), overwritten=_overwritten(forward))
 
     def backward(self, number: int, cotangent: np.ndarray) -> _Answer:
         watched, forward, values = self._held[number]
         given, made, seed = (_Snapshot(each) for each in (values, forward.outputs, {"": cotangent}))
         gradients = watched.backward(forward, cotangent)
-        return _Answer(_passed(gradients), given.changed(), made.changed(), seed.changed(), watched.remarks)
+        return _Answer(
+            _passed(gradients), given.changed(), made.changed(), seed.changed(), watched.remarks, _overwritten(forward)
+        )
