@@ -61,8 +61,8 @@ def run(adapter: Adapter, case: Case, timeout: float) -> Trace:
         return Trace(failure=failed("memory", case, told(error)))
     except (Exception, SystemExit) as error:
         return Trace(failure=failed("crash", case, told(error)), ended=isinstance(error, EndedError))
-    live = {**forward.outputs, **forward.live}
-    overwritten |= {n: "the backward pass" for n in _changed(outputs, live) if n not in overwritten}
+    changed = [*_changed(outputs, forward.outputs), *_changed(outputs, forward.live)]
+    overwritten |= {name: "the backward pass" for name in changed if name not in overwritten}
     remarks = tuple(watched.remarks)
     checks = (
         *_written_to(case, values, cotangent),

@@ -249,7 +249,7 @@ KINDS = {
     "the cotangent": {"view"},
     "global state": {"global_state"},
     "input written to": {"mutated_input"},
-    "value written to": {"value"},
+    "value written to": {"mutated_input"},
 }
 """What a process of its own could hide, or call by another name."""
 
@@ -279,6 +279,10 @@ def test_an_input_that_the_output_is_a_view_of() -> None:
 
             def __init__(self):
                 super().__init__(rows={"flatten": (lambda x: (x.reshape(2, 3), x.shape), LAYERS["flatten"].backward)})
+
+            def forward(self, network, values, dtype):
+                forward = super().forward(network, values, dtype)
+                return Forward({**forward.outputs, "h1": forward.live["h1"]}, forward.tape)
     """
     mine("return gradients", loading)
     message = "shares memory with 'x', which it was given; return a copy"
