@@ -282,7 +282,7 @@ def test_an_input_that_the_output_is_a_view_of() -> None:
 
             def forward(self, network, values, dtype):
                 forward = super().forward(network, values, dtype)
-                return Forward({**forward.outputs, "h1": forward.live["h1"]}, forward.tape)
+                return type(forward)({**forward.outputs, "h1": forward.live["h1"]}, forward.tape)
     """
     mine("return gradients", loading)
     message = "shares memory with 'x', which it was given; return a copy"
