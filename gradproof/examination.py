@@ -390,7 +390,7 @@ def _of_many(
         if diagnosis:
             told[name] = diagnosis
             return [name]
-    return []
+    return list(nodes) if len(nodes) == 1 else []  # no other node has a part in it
 
 
 def _alone(subject: Subject, found: Examination, nodes: Iterable[Node]) -> Iterator[Culprit]:
