@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from gradproof.adapter import Adapter, AdapterError, Forward
+from gradproof.agreement import judge
 from gradproof.case import Case, upcast
 from gradproof.drawing import Drawn, draw_each
 from gradproof.dtypes import VALID_DTYPES
@@ -273,11 +274,15 @@ def _place(drawn: Drawn) -> tuple[str, int] | None:
 
 
 def _doubtful(scene: Scene, subject: Subject) -> bool:
-    """Whether nothing can be said of the gradient, or it is 0 in this dtype, so that a factor changes nothing."""
+    """Whether nothing can be said of the gradient, or it is 0 to within rounding, so that a factor changes nothing."""
     found = examine(subject, scene.case)
     check = next(each for each in found.checks if each.key == f"gradient:{scene.victim}")
     got = found.trace.got.get(check.key)
-    return bool(check.unverifiable or got is None or np.asarray(got).flat[scene.element] == 0)
+    if found.equations is None or got is None or check.unverifiable:
+        return True
+    without = np.array(got)
+    without.flat[scene.element] = 0
+    return not judge(found.equations[check.key], without, scene.case.dtype).kind
 
 
 def _leaves(network: Network) -> list[str]:
