@@ -398,6 +398,7 @@ def chain(x: Any) -> Case:
 def test_a_known_divergence_is_known_inside_a_network() -> None:
     examination = examined(chain([1.0, 21.0]), READ)
     assert examination.known
+    assert [check.key for check in examination.wrong] == ["value:b"]
     assert [culprit.node.name for culprit in examination.culprits] == ["b"]
 
 

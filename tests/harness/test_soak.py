@@ -124,6 +124,19 @@ def test_what_is_found_does_not_hang_on_how_often_it_was_stopped(capsys: pytest.
     assert closing_line(capsys) == by_and_by
 
 
+def test_every_tensor_that_agrees_is_counted_once(tmp_path: Path) -> None:
+    assert main([*QUICK, "--networks", "16"]) == 0
+    lines = (tmp_path / soak.JOURNAL).read_text().splitlines()
+    found = Outcome()
+    for line in lines[1:]:
+        found.merge(Outcome.from_json(json.loads(line)["outcome"]))
+    where = "reference float64"
+    measured = found.distribution("reference", "float64").counts.total()
+    assert 0 < measured + found.within[where] <= found.tensors[where]
+    assert found.elements[where] > found.tensors[where] > found.gradients
+    assert 0 <= found.unverifiable[where] < found.elements[where]
+
+
 def test_ctrl_c_keeps_what_is_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(plan: Plan, todo: Mapping[int, int], processes: int | None) -> Iterator[tuple[int, Outcome]]:
         yield 0, Outcome(networks=8, gradients=31)
