@@ -111,6 +111,14 @@ def judge(
     return _Comparison(statement, np.asarray(got, np.float64), dtype).result(arithmetics or {}, references or {})
 
 
+def signed_roundings(statement: Statement, got: Any, dtype: str) -> np.ndarray:
+    """The error of every element in roundings of the result, positive where its magnitude is too large."""
+    comparison = _Comparison(statement, np.asarray(got, np.float64), dtype)
+    with np.errstate(all="ignore"):
+        signs = np.sign(comparison.got - statement.expected) * np.where(statement.expected < 0.0, -1.0, 1.0)
+        return np.where(comparison.error == 0.0, 0.0, signs * comparison.roundings)
+
+
 def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
     if got is None:
         return "missing", "an array", "None"

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from gradproof.agreement import SUFFICIENT, judge
+import numpy as np
+
+from gradproof.agreement import SUFFICIENT, judge, signed_roundings
 from gradproof.case import Case, jittered, redrawn
-from gradproof.equations import ARITHMETICS, EVERY, INSIDE, Arithmetic, Equations, Statement
+from gradproof.equations import ARITHMETICS, EVERY, INSIDE, Arithmetic, Equations, Statement, usable
 from gradproof.network import Node
 
 FEWEST_PROBES, MOST_PROBES = 8, 64
@@ -20,6 +22,12 @@ PROBED_ELEMENTS = 512
 FINER = {name: place for place, name in enumerate(ARITHMETICS)}
 """Class -> how many classes are finer."""
 
+ONE_SIDED = 2.0
+"""Roundings of the result by which an element may err to one side on average: a rounded constant makes about one."""
+
+SIGNIFICANT = 6.0
+"""Standard errors from which on an average is no chance."""
+
 Probe = Callable[[Case], tuple[Equations, Mapping[str, Any]] | None]
 """Runs the adapter on a case of one node."""
 
@@ -27,11 +35,12 @@ Probe = Callable[[Case], tuple[Equations, Mapping[str, Any]] | None]
 class Classes:
     """The classes of one adapter's layers, each found out when it is first asked for.
 
-    known: (layer, options, dtype) -> class.
+    known: (layer, options, dtype) -> class. refused: those whose errors on ordinary numbers are one-sided: no rounding.
     """
 
     def __init__(self) -> None:
         self.known: dict[tuple[Any, ...], Arithmetic] = {}
+        self.refused: set[tuple[Any, ...]] = set()
 
     def already(self, node: Node, dtype: str) -> Arithmetic:
         """The class as far as it is known, inside where it is not."""
@@ -45,9 +54,15 @@ class Classes:
         """
         (node,) = case.network.nodes
         key = (node.layer.name, node.options, case.dtype)
-        probes = [] if key in self.known else [redrawn(case, seed) for seed in range(_probes(case))]
-        probes += [jittered(case, seed) for seed in range(_probes(case))]
-        self.known[key] = class_of(probes, probe, self.known.get(key, INSIDE))
+        if key not in self.known:
+            ordinary = Evidence(node)
+            ordinary.gather((redrawn(case, seed) for seed in range(_probes(case))), probe)
+            self.known[key] = INSIDE if ordinary.one_sided else ordinary.needed
+            self.refused |= {key} if ordinary.one_sided else set()
+        if key not in self.refused and self.known[key] is not EVERY:
+            near = Evidence(node, self.known[key])
+            near.gather((jittered(case, seed) for seed in range(_probes(case))), probe)
+            self.known[key] = near.needed
         return self.known[key]
 
     @staticmethod
@@ -64,16 +79,43 @@ class Classes:
         return found
 
 
-def class_of(probes: Iterable[Case], probe: Probe, least: Arithmetic = INSIDE) -> Arithmetic:
-    """The coarsest class that some tensor of the probes needs. One that fits in none is wrong, and tells no class."""
-    needed = least
-    for case in probes:
-        result = None if needed is EVERY else probe(case)
-        if result is not None:
-            equations, got = result
-            for statement in equations:
-                needed = _needed(statement, got.get(statement.key), case.dtype, case.network.nodes[0], needed)
-    return needed
+class Evidence:
+    """What the probes of a node tell of its arithmetic.
+
+    needed: the coarsest class that some tensor of them needs. One that fits in none is wrong, and tells no class.
+    """
+
+    def __init__(self, node: Node, least: Arithmetic = INSIDE) -> None:
+        self.needed = least
+        self._node = node
+        self._roundings: dict[str, list[Any]] = {}
+
+    def gather(self, probes: Iterable[Case], probe: Probe) -> None:
+        """Run the probes, and see what they need."""
+        for case in probes:
+            result = probe(case)
+            for statement in result[0] if result else ():
+                given = result[1].get(statement.key) if result else None
+                if self.needed is not EVERY:
+                    self.needed = _needed(statement, given, case.dtype, self._node, self.needed)
+                if usable(given, statement.expected.shape):
+                    found = signed_roundings(statement, given, case.dtype)
+                    self._roundings.setdefault(statement.key, []).append(found)
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether some element errs to the same side again and again, by more than a rounded constant explains.
+
+        Rounding of ordinary numbers errs to both sides: something else is at work then.
+        """
+        return any(_one_sided(np.stack(each)) for each in self._roundings.values())
+
+
+def _one_sided(roundings: Any) -> bool:
+    with np.errstate(all="ignore"):
+        mean = np.abs(roundings.mean(axis=0))
+        error = roundings.std(axis=0) / np.sqrt(len(roundings))
+        return bool(((mean > ONE_SIDED) & (mean > SIGNIFICANT * error) & np.isfinite(mean)).any())
 
 
 def _needed(statement: Statement, got: Any, dtype: str, node: Node, least: Arithmetic) -> Arithmetic:

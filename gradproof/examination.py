@@ -17,7 +17,7 @@ from gradproof.case import Case
 from gradproof.diagnosis import Diagnosis, Observation, diagnose, diagnose_in_place, diagnose_sum
 from gradproof.divergence import Divergence, Suspected, explanation
 from gradproof.dtypes import HALF
-from gradproof.equations import Arithmetic, Equations, Statement, usable
+from gradproof.equations import EVERY, STORED, Arithmetic, Equations, Statement, usable
 from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.walk import Conventions
@@ -187,7 +187,7 @@ def _judgement(subject: Subject, equations: Equations, statement: Statement, got
     check = judge(statement, given, case.dtype, _known_classes(subject, case.dtype, statement))
     if check.evidence is None:
         return check
-    classes = _classes(subject, equations, statement)
+    classes = _classes(subject, equations, statement, given)
     if any(each.name != "inside" for each in classes.values()):
         sharper, check = check, judge(statement, given, case.dtype, classes)
         if not check.kind and not subject.classes.allow(classes.values(), subject.demanded):
@@ -202,11 +202,14 @@ def _known_classes(subject: Subject, dtype: str, statement: Statement) -> dict[s
     return {e.node.name: subject.classes.already(e.node, dtype) for e, _ in statement.parts}
 
 
-def _classes(subject: Subject, equations: Equations, statement: Statement) -> dict[str, Arithmetic]:
-    """Node -> class of its arithmetic, for the nodes whose equations these are; found out where it is not known."""
-    if equations.case.dtype not in HALF:
+def _classes(subject: Subject, equations: Equations, statement: Statement, got: Any) -> dict[str, Arithmetic]:
+    """Node -> class of its arithmetic, for the nodes whose equations these are; found out where it may explain them."""
+    dtype, nodes = equations.case.dtype, [equation.node for equation, _ in statement.parts]
+    if dtype not in HALF:
         return {}
-    found = {}
+    found = {node.name: subject.classes.already(node, dtype) for node in nodes}
+    if all(judge(statement, got, dtype, {node.name: each for node in nodes}).kind for each in (STORED, EVERY)):
+        return found
     for equation, _ in statement.parts:
         alone = _own_case(equations, equation.node)
         if alone is not None:
