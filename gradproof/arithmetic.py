@@ -108,13 +108,14 @@ class Evidence:
 
         Rounding of ordinary numbers errs to both sides: something else is at work then.
         """
-        return any(_one_sided(np.stack(each)) for each in self._roundings.values())
+        enough = (each for each in self._roundings.values() if len(each) >= FEWEST_PROBES)
+        return any(_one_sided(np.stack(each)) for each in enough)
 
 
 def _one_sided(roundings: Any) -> bool:
     with np.errstate(all="ignore"):
         mean = np.abs(roundings.mean(axis=0))
-        error = roundings.std(axis=0) / np.sqrt(len(roundings))
+        error = roundings.std(axis=0, ddof=1) / np.sqrt(len(roundings))
         return bool(((mean > ONE_SIDED) & (mean > SIGNIFICANT * error) & np.isfinite(mean)).any())
 
 

@@ -187,7 +187,7 @@ def _judgement(subject: Subject, equations: Equations, statement: Statement, got
     check = judge(statement, given, case.dtype, _known_classes(subject, case.dtype, statement))
     if check.evidence is None:
         return check
-    classes = _classes(subject, equations, statement, given)
+    classes = _classes(subject, equations, statement, given, check.evidence.wrong)
     if any(each.name != "inside" for each in classes.values()):
         sharper, check = check, judge(statement, given, case.dtype, classes)
         if not check.kind and not subject.classes.allow(classes.values(), subject.demanded):
@@ -202,13 +202,16 @@ def _known_classes(subject: Subject, dtype: str, statement: Statement) -> dict[s
     return {e.node.name: subject.classes.already(e.node, dtype) for e, _ in statement.parts}
 
 
-def _classes(subject: Subject, equations: Equations, statement: Statement, got: Any) -> dict[str, Arithmetic]:
-    """Node -> class of its arithmetic, for the nodes whose equations these are; found out where it may explain them."""
+def _classes(
+    subject: Subject, equations: Equations, statement: Statement, got: Any, wrong: np.ndarray
+) -> dict[str, Arithmetic]:
+    """Node -> class of its arithmetic, for the nodes whose equations these are; found out where it explains some of what is wrong."""
     dtype, nodes = equations.case.dtype, [equation.node for equation, _ in statement.parts]
     if dtype not in HALF:
         return {}
     found = {node.name: subject.classes.already(node, dtype) for node in nodes}
-    if all(judge(statement, got, dtype, {node.name: each for node in nodes}).kind for each in (STORED, EVERY)):
+    coarser = (judge(statement, got, dtype, {node.name: each for node in nodes}) for each in (STORED, EVERY))
+    if all(each.evidence and (each.evidence.wrong >= wrong).all() for each in coarser):
         return found
     for equation, _ in statement.parts:
         alone = _own_case(equations, equation.node)
