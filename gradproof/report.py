@@ -78,7 +78,7 @@ def headline(examination: Examination) -> str:
     if first is None:
         return f"{where}: every tensor agrees"
     if first.verdict == "composition":
-        right = "the first backward pass agrees" if first.check.second_pass else "every layer agrees"
+        right = "the first backward pass agrees" if first.check.second_pass else "every layer agrees alone"
         return f"{where}: {right}; in the network, {_wrong(first)}{_readers(examination, first)}"
     verdict = "diverges as known" if first.verdict == "known divergence" else "is wrong"
     return f"{where}: {first.layer} (node {first.node}) {verdict}: {_wrong(first)}"
@@ -120,7 +120,7 @@ def diff_table(examination: Examination) -> Table:
     numbers = ("worst error", "at", "expected", "got", "noise units")
     table = _table(("node", "layer", "tensor", "shape", *numbers, "verdict"), numbers, padding=1)
     for row in rows(examination):
-        if row.check.role == "gradient" or row.check.kind:
+        if row.check.role == "gradient" or row.verdict != "agrees":
             _add_row(table, _cells(row))
     return table
 

@@ -18,7 +18,8 @@ from gradproof.running import OF_THE_RUN
 class Row:
     """One line of the per-layer diff: a tensor, the node it belongs to, and the verdict on it.
 
-    verdict: "agrees"; "inherited" where its own equation holds, but an earlier error has moved it; "WRONG HERE" where
+    verdict: "agrees"; "inherited" where its own equation holds, but an earlier error has moved it, by as much as the check then
+    says; "WRONG HERE" where
     its equation fails; "known divergence"; or "composition" where it is wrong by no layer's fault.
     diagnosis: of what is to blame, where a known mistake gives the same numbers.
     """
@@ -54,7 +55,8 @@ def rows(examination: Examination) -> tuple[Row, ...]:
 def _row(examination: Examination, name: str, check: TensorCheck, culprit: Culprit | None) -> Row:
     layer = examination.case.network.node(name).layer.name
     if not check.kind:
-        return Row(name, layer, check, "inherited" if _is_off(examination, check) else "agrees")
+        off = _off(examination, check)
+        return Row(name, layer, off or check, "inherited" if off else "agrees")
     if culprit is None:
         follows = check.kind == "missing" and check.got == "None" and bool(examination.culprits)
         return Row(name, layer, check, "inherited" if follows else "composition", diagnosis=examination.diagnosis)
@@ -63,12 +65,12 @@ def _row(examination: Examination, name: str, check: TensorCheck, culprit: Culpr
     return Row(name, layer, check, "WRONG HERE", diagnosis=culprit.diagnosis)
 
 
-def _is_off(examination: Examination, check: TensorCheck) -> bool:
-    """Whether the tensor differs from the reference's own sweep, where anything is wrong at all."""
+def _off(examination: Examination, check: TensorCheck) -> TensorCheck | None:
+    """How far the tensor is from the reference's own sweep, where anything is wrong at all."""
     got = examination.trace.got.get(check.key)
     if examination.agrees or not usable(got, check.shape) or check.key not in examination.sweep.expected:
-        return False
-    return examination.sweep.is_off(check.key, got)
+        return None
+    return examination.sweep.off(check.key, got)
 
 
 def _owner(check: TensorCheck, network: Network) -> str:

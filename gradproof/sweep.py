@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradproof.agreement import TensorCheck
 from gradproof.case import Case
 from gradproof.dtypes import is_floating, limits
 from gradproof.equations import Floor
@@ -81,17 +82,24 @@ class Sweep:
         lost = ~np.isfinite(spread)
         return Floor(np.where(lost, 0.0, spread), lost)
 
-    def is_off(self, key: str, got: Any) -> bool:
-        """Whether what an adapter gave differs from this sweep by more than rounding on the way explains."""
+    def off(self, key: str, got: Any) -> TensorCheck | None:
+        """How far an adapter's tensor is from this sweep's, where rounding on the way does not explain it; else None."""
         expected, info = self.expected[key], limits(self._case.dtype)
         with np.errstate(all="ignore"):
             error = np.abs(np.asarray(got, np.float64) - expected)
             rounding = 0.5 * float(info.eps) * np.abs(expected) + float(info.smallest_normal)
             if not (error > THRESHOLD * rounding).any():
-                return False
+                return None
             floor = self.floor(key)
-            mean = floor.spread[~floor.lost].mean() if (~floor.lost).any() else 0.0
-            return bool((error > THRESHOLD * (floor.spread + mean + rounding))[~floor.lost].any())
+            known = ~floor.lost & np.isfinite(error)
+            mean = floor.spread[known].mean() if known.any() else 0.0
+            units = np.where(known, error / (floor.spread + mean + rounding), 0.0)
+        index = tuple(int(i) for i in np.unravel_index(int(units.argmax()), units.shape))
+        if units[index] <= THRESHOLD:
+            return None
+        worst = (float(each[index]) for each in (units, error))
+        numbers = (float(np.asarray(each, np.float64)[index]) for each in (expected, got))
+        return TensorCheck(key, expected.shape, None, *worst, index, *numbers)
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:

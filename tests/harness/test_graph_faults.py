@@ -60,13 +60,17 @@ def named(examination: Examination) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "tensor"),
-    [("fan_out_path_dropped", "bent"), ("fan_out_path_doubled", "bent"), ("shared_parameter_overwritten", "w")],
+    ("fault", "tensors"),
+    [
+        ("fan_out_path_dropped", ["bent", "w"]),
+        ("fan_out_path_doubled", ["bent", "w"]),
+        ("shared_parameter_overwritten", ["w"]),
+    ],
 )
-def test_what_adds_up_wrongly_is_named_and_no_layer_is_blamed(fault: str, tensor: str) -> None:
+def test_what_adds_up_wrongly_is_named_and_no_layer_is_blamed(fault: str, tensors: list[str]) -> None:
     found = examined(FAULTS[fault].make())
     assert blamed(found) == []
-    assert named(found) == [(tensor, "composition")]
+    assert named(found) == [(tensor, "composition") for tensor in tensors]
 
 
 def test_an_overwritten_parameter_spoils_nothing_else() -> None:
@@ -76,9 +80,9 @@ def test_an_overwritten_parameter_spoils_nothing_else() -> None:
 def test_a_tape_that_adds_up_is_to_blame_and_no_layer() -> None:
     found = examined(FAULTS["tape_adds_up"].make())
     assert set(wrong(found).values()) == {"nondeterministic"}
-    assert len(found.wrong) == len(SHARED.differentiable)
     assert blamed(found) == []
-    assert [verdict for _, verdict in named(found)] == ["composition"]
+    # Twice the given cotangent is what nobody computed; twice all else follows from it.
+    assert named(found) == [("gated", "composition")]
     for check in found.wrong:
         assert check.got == pytest.approx(2.0 * check.expected)
     assert "the first backward pass agrees; in the network, d " in headline(found)
@@ -135,7 +139,9 @@ def test_whatever_is_wrong_the_second_time_is_found(change: Any) -> None:
     "change",
     [
         lambda gradients: dict(reversed(gradients.items())),
-        lambda gradients: {name: gradient * (1.0 + 1e-15) for name, gradient in gradients.items()},
+        lambda gradients: {
+            name: gradient if name == "gated" else gradient * (1.0 + 2e-16) for name, gradient in gradients.items()
+        },
     ],
 )
 def test_rounding_may_differ_the_second_time(change: Any) -> None:
@@ -164,10 +170,10 @@ class OwnCotangent(NumpyReference):
 
 @pytest.mark.parametrize("replaced", [np.ones_like, lambda dout: np.full_like(dout, dout.flat[0])])
 def test_a_cotangent_that_is_ignored_shows_from_the_output_on(replaced: Any) -> None:
-    """Every layer alone does so as well, and each is named."""
+    """All that follows from another cotangent is right for it: the node that was given the right one is named."""
     found = examined(OwnCotangent(replaced))
-    assert blamed(found) == [each.name for each in SHARED.nodes]
-    assert named(found)[0][0] == "gated"
+    assert blamed(found) == ["gated"]
+    assert named(found) == [("gated", "WRONG HERE")]
 
 
 @pytest.mark.parametrize("fault", ["cross_entropy_first_cotangent", "mse_cotangent_ignored"])
