@@ -297,7 +297,7 @@ def _moved(evidence: Evidence, first: np.ndarray, second: Any) -> bool:
 
 
 def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
-    """The nodes whose equations fail: those that known divergences explain, then all others in backward order."""
+    """The nodes whose equations fail: in forward order, each with the known divergence that explains it."""
     assert found.equations is not None
     explained = dict(_explained(subject, found))
     guilty: dict[str, list[str]] = {}
@@ -322,7 +322,7 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     if _spoils_every_tape(subject, found):
         guilty = {}
     network = found.case.network
-    for node in reversed(network.nodes):
+    for node in network.nodes:
         keys = tuple(key for key, (name, _) in explained.items() if name == node.name)
         if keys and node.name not in guilty:
             yield Culprit(node, keys, explained[keys[0]][1], _own_observation(subject, found, node))

@@ -23,8 +23,10 @@ from gradproof.faults import FAULTS
 from gradproof.layer import UNIT, OptionValue
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference.walk import Conventions
 from gradproof.rows import Row, rows
 from gradproof.running import TimeLimitError, time_limit
+from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
 
 Array = np.ndarray[Any, Any]
 
@@ -118,9 +120,7 @@ def test_one_faulty_node_is_named_and_no_other(name: str, dtype: str) -> None:
 
 def test_what_the_fault_spoils_behind_it_is_inherited() -> None:
     examination = examined(spoilt("sigmoid"))
-    assert wrong(examination) == dict.fromkeys(
-        ["gradient:bent", "gradient:line", "gradient:x", "gradient:w", "gradient:b"], "gradient"
-    )
+    assert wrong(examination) == {"gradient:bent": "gradient"}
     assert {key: verdict for key, verdict in verdicts(examination).items() if verdict != "agrees"} == {
         "gradient:bent": "WRONG HERE",
         "gradient:line": "inherited",
@@ -145,9 +145,11 @@ def test_every_use_of_a_faulty_layer_is_named() -> None:
     assert culprits(examined(spoilt("linear"), SHARED)) == ["first", "second"]
 
 
-def test_a_culprit_comes_with_what_it_does_alone() -> None:
+def test_a_culprit_comes_with_its_own_part() -> None:
     (culprit,) = examined(spoilt("sigmoid")).culprits
-    assert {check.key: check.kind for check in culprit.checks} == {
+    assert culprit.keys == ("gradient:bent",)
+    assert culprit.observation is not None
+    assert {check.key: check.kind for check in culprit.observation.checks} == {
         "value:gate": None,
         "gradient:gate": None,
         "gradient:bent": "gradient",
@@ -251,7 +253,7 @@ def test_what_is_wrong_in_another_way_when_called_again_is_nondeterministic(
     factors: list[float | None], kind: str
 ) -> None:
     examination = examined(Wavering(factors), network(X, node("bent", "tanh", "x")))
-    assert {check.key: check.kind for check in examination.wrong}["gradient:x"] == kind
+    assert {check.key: check.kind for check in examination.wrong}["gradient:bent"] == kind
     assert culprits(examination) == ["bent"]
     assert not examination.known
 
@@ -447,30 +449,34 @@ def test_blame_survives_numbers_that_leave_their_domain() -> None:
 # One node alone.
 
 
+def alone_in(of: Case, each: Node, conventions: Conventions) -> Case:
+    return alone_as_the_sweep_has_it(Sweep(of, conventions), of, each)
+
+
 @EACH_DTYPE
 def test_a_node_alone_gets_the_references_numbers_rounded(dtype: str) -> None:
     of = case(SIX, dtype)
-    oracle = Oracle(of, {})
-    alone = one_node_case(of, SIX.node("gated"), {})
+    sweep = Sweep(of, {})
+    alone = alone_in(of, SIX.node("gated"), {})
     assert [each.name for each in alone.network.nodes] == ["gated"]
     assert (alone.dtype, alone.seed) == (dtype, of.seed)
     for name in ("gate", "rise"):
-        np.testing.assert_array_equal(alone.values[name], oracle.outputs[name].astype(dtype))
-    np.testing.assert_array_equal(alone.cotangent, oracle.gradients["gated"].astype(dtype))
+        np.testing.assert_array_equal(alone.values[name], sweep.outputs[name].astype(dtype))
+    np.testing.assert_array_equal(alone.cotangent, sweep.gradients["gated"].astype(dtype))
 
 
 def test_a_node_alone_gets_the_given_arrays_as_they_are() -> None:
     of = case(SIX)
-    alone = one_node_case(of, SIX.node("line"), {})
+    alone = alone_in(of, SIX.node("line"), {})
     assert set(alone.values) == {"x", "w", "b"}
     assert all(alone.values[name] is of.values[name] for name in alone.values)
-    loss = one_node_case(of, SIX.node("loss"), {})
+    loss = alone_in(of, SIX.node("loss"), {})
     np.testing.assert_array_equal(loss.cotangent, of.cotangent)
 
 
 def test_a_tensor_that_is_read_twice_becomes_two_inputs() -> None:
     of = case(TWICE)
-    alone = one_node_case(of, TWICE.nodes[0], {})
+    alone = alone_in(of, TWICE.nodes[0], {})
     assert len(alone.network.inputs) == 2
     for value in alone.values.values():
         np.testing.assert_array_equal(value, of.values["x"])
@@ -480,7 +486,7 @@ def test_a_node_alone_follows_the_conventions() -> None:
     kinked = network(Input("x", (3,)), node("a", "relu", "x"), node("b", "relu", "a"))
     of = Case(kinked, "float64", {"x": np.array([0.0, -1.0, 2.0])}, np.array([1.5, 2.5, -0.5]))
     cotangents = {
-        weight: one_node_case(of, kinked.node("a"), {"relu": {"at_zero": weight}}).cotangent for weight in (0.0, 1.0)
+        weight: alone_in(of, kinked.node("a"), {"relu": {"at_zero": weight}}).cotangent for weight in (0.0, 1.0)
     }
     np.testing.assert_array_equal(cotangents[0.0], [0.0, 0.0, -0.5])
     np.testing.assert_array_equal(cotangents[1.0], [1.5, 2.5, -0.5])
@@ -489,7 +495,7 @@ def test_a_node_alone_follows_the_conventions() -> None:
 def test_numbers_beyond_the_dtype_are_infinite_alone() -> None:
     of = network(Input("x", (2,)), node("huge", "multiply", "x", "x"), node("out", "tanh", "huge"))
     given = Case(of, "float32", {"x": np.array([1e30, 0.5], "float32")}, np.array([1.5, 0.5], "float32"))
-    alone = one_node_case(given, of.node("out"), {})
+    alone = alone_in(given, of.node("out"), {})
     assert np.isinf(alone.values["huge"]).tolist() == [True, False]
 
 
@@ -531,11 +537,39 @@ def test_every_row_names_a_node_and_its_layer() -> None:
     assert owners["gradient:bent"] == ("gate", "sigmoid")
 
 
-def test_a_culprit_that_spoils_anothers_tensor_is_shown_with_what_it_does_alone() -> None:
+def test_a_value_that_a_later_layer_overwrites_is_that_layers_fault() -> None:
     of = network(X, node("a", "tanh", "x"), node("out", "relu", "a"))
-    found = rows(examined(FAULTS["writes_to_its_input"].make(), of))
-    assert (found[0].node, found[0].check.kind, found[0].verdict) == ("out", "mutated_input", "WRONG HERE")
-    assert found[0].culprit
+    examination = examined(FAULTS["writes_to_its_input"].make(), of)
+    (row,) = [each for each in rows(examination) if each.culprit]
+    assert (row.node, row.check.key, row.check.kind, row.verdict) == ("out", "value:a", "mutated_input", "WRONG HERE")
+    assert row.check.got == "a later layer's forward pass overwrote it: it is no longer what was computed"
+
+
+class OverwritingItsOutput(NumpyReference):
+    """Softmax, whose backward pass computes in place, into the output that it has kept."""
+
+    def __init__(self) -> None:
+        forward, backward = LAYERS["softmax"].forward, LAYERS["softmax"].backward
+
+        def keeping(x: Array, **options: Any) -> tuple[Array, Any]:
+            out, cache = forward(x, **options)
+            return out, (out, cache)
+
+        def in_place(dout: Array, kept: Any) -> dict[str, Array]:
+            gradients = backward(dout, kept[1])
+            np.copyto(kept[0], gradients["x"])
+            return {"x": kept[0].copy()}
+
+        super().__init__(rows={"softmax": (keeping, in_place)})
+
+
+@EACH_DTYPE
+def test_a_value_that_its_own_backward_pass_overwrites_is_that_layers_fault(dtype: str) -> None:
+    of = network(X, node("a", "tanh", "x"), node("p", "softmax", "a"), node("out", "exp", "p"))
+    examination = examined(OverwritingItsOutput(), of, dtype)
+    assert wrong(examination) == {"value:p": "mutated_input"}
+    assert culprits(examination) == ["p"]
+    assert examination.wrong[0].got == "the backward pass overwrote it: it is no longer what was computed"
 
 
 def test_what_is_inherited_or_agrees_is_no_culprits_row() -> None:
@@ -611,50 +645,16 @@ def test_off_the_main_thread_there_is_no_limit() -> None:
     assert passed == [True]
 
 
-# One oracle for all that expect the same.
+# The whole sweep.
 
 
-def test_conventions_of_other_layers_share_an_oracle() -> None:
-    oracles = case(SIX)
-    plain = oracles.under({})
-    assert oracles.under({}) is plain
-    assert oracles.under({"relu": {"at_zero": 1.0}, "elu": {"at_zero": 0.5}}) is plain
-
-
-def test_adapters_of_one_mind_share_an_oracle() -> None:
-    kinked = network(Input("x", (3,)), node("a", "relu", "x"), node("b", "leaky_relu", "a"))
-    oracles = case(kinked)
-    first = oracles.under({"relu": {"at_zero": 0.5}, "leaky_relu": {"at_zero": 1.0}, "elu": {"at_zero": 0.0}})
-    assert oracles.under({"leaky_relu": {"at_zero": 1.0}, "relu": {"at_zero": 0.5}}) is first
-    assert oracles.under({"relu": {"at_zero": 0.5}, "leaky_relu": {"at_zero": 0.0}}) is not first
-    assert oracles.under({"relu": {"at_zero": 0.5}}) is not first
-
-
-def test_one_set_of_runs_serves_every_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[str] = []
-    forward = NumpyReference.forward
-
-    def counting(self: NumpyReference, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
-        runs.append(type(next(iter(values.values()))).__name__)
-        return forward(self, network, values, dtype)
-
-    monkeypatch.setattr(NumpyReference, "forward", counting)
-    line = node("line", "linear", "x", parameters="weight:w bias:b", features=4)
-    oracles = case(network(X, Input("target", (2, 4)), line, node("loss", "mse", "line", "target")))
-    for factor in (1.5, 2.0):
-        assert not examine(Subject(spoilt("mse", factor=factor), {}), oracles).agrees
-    whole = [kind for kind in runs if kind == "Noisy"]
-    # 64 of the whole network for both, and 64 of the guilty node alone for each.
-    assert len(whole) == 3 * 64
-
-
-def test_the_oracle_expects_every_value_and_every_gradient() -> None:
-    oracle = Oracle(case(SIX), {})
-    assert list(oracle.outputs) == [each.name for each in SIX.nodes]
-    assert list(oracle.gradients)[:6] == [each.name for each in reversed(SIX.nodes)]
-    assert set(oracle.gradients) == set(SIX.differentiable)
-    assert set(oracle.expected) == {f"value:{name}" for name in oracle.outputs} | {
-        f"gradient:{name}" for name in oracle.gradients
+def test_a_sweep_has_every_value_and_every_gradient() -> None:
+    sweep = Sweep(case(SIX), {})
+    assert list(sweep.outputs) == [each.name for each in SIX.nodes]
+    assert list(sweep.gradients)[:6] == [each.name for each in reversed(SIX.nodes)]
+    assert set(sweep.gradients) == set(SIX.differentiable)
+    assert set(sweep.expected) == {f"value:{name}" for name in sweep.outputs} | {
+        f"gradient:{name}" for name in sweep.gradients
     }
 
 
