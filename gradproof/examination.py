@@ -205,7 +205,10 @@ def _known_classes(subject: Subject, dtype: str, statement: Statement) -> dict[s
 def _classes(
     subject: Subject, equations: Equations, statement: Statement, got: Any, wrong: np.ndarray
 ) -> dict[str, Arithmetic]:
-    """Node -> class of its arithmetic, for the nodes whose equations these are; found out where it explains some of what is wrong."""
+    """Node -> class of its arithmetic, for the nodes whose equations these are.
+
+    It is found out where it explains some of what is wrong.
+    """
     dtype, nodes = equations.case.dtype, [equation.node for equation, _ in statement.parts]
     if dtype not in HALF:
         return {}
@@ -302,19 +305,28 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     explained = dict(_explained(subject, found))
     guilty: dict[str, list[str]] = {}
     sums = []
+    spoilers = _spoilers(subject, found)
+    for key, name in spoilers.items():
+        guilty.setdefault(name, []).append(key)
+    spoilt = _spoilt(found, spoilers)
     for check in found.wrong:
-        if check.key in explained or check.kind in OF_THE_RUN:
+        settled = check.kind == "mutated_input" and check.key in spoilers
+        if check.key in explained or check.kind in OF_THE_RUN or settled:
             continue
         nodes = _suspects(found, check)
         if len(nodes) == 1 and not _is_sum(found, check):
-            guilty.setdefault(_overwriter(subject, found, check) or nodes[0], []).append(check.key)
+            if nodes[0] in spoilt and not any(_alone(subject, found, [found.case.network.node(nodes[0])])):
+                name = spoilt[nodes[0]]
+            else:
+                name = _overwriter(subject, found, check) or nodes[0]
+            guilty.setdefault(name, []).append(check.key)
         elif nodes:
             sums.append((check, nodes))
         elif owner := _overwriter(subject, found, check):
             guilty.setdefault(owner, []).append(check.key)
     told: dict[str, Diagnosis] = {}
     for check, nodes in sums:
-        for name in _of_many(subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, told):
+        for name in _of_many(subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, spoilt, told):
             guilty.setdefault(name, []).append(check.key)
     if found.trace.checks and not guilty:
         for culprit in _alone(subject, found, found.case.network.nodes):
@@ -369,17 +381,54 @@ def _overwriter(subject: Subject, found: Examination, check: TensorCheck) -> str
     return check.tensor if check.key in wrong else None
 
 
+def _spoilers(subject: Subject, found: Examination) -> dict[str, str]:
+    """Key -> the node that overwrites that value: its own, or one that reads it, which does so even when run alone."""
+    network = found.case.network
+    changed = [
+        check for check in found.trace.checks if check.kind == "mutated_input" and check.tensor in network.shapes
+    ]
+    spoilers: dict[str, str] = {}
+    writes: dict[str, set[str]] = {}
+    for check in changed:
+        for name in _suspects(found, check):
+            if name not in writes:
+                _, stands_for = network.alone(name)
+                alone = _alone(subject, found, [network.node(name)])
+                kept = (each for culprit in alone if culprit.observation for each in culprit.observation.checks)
+                writes[name] = {stands_for.get(each.tensor, each.tensor) for each in kept if each.kind == check.kind}
+            if check.tensor in writes[name]:
+                spoilers.setdefault(check.key, name)
+    if len(set(spoilers.values())) == 1:  # others that changed with it lie in the same memory
+        spoilers |= {check.key: next(iter(spoilers.values())) for check in changed if check.key not in spoilers}
+    return spoilers
+
+
+def _spoilt(found: Examination, spoilers: Mapping[str, str]) -> dict[str, str]:
+    """Node -> who overwrote a value that it computed or read, and may have kept."""
+    network = found.case.network
+    spoilt = {}
+    for key, name in spoilers.items():
+        tensor = key.partition(":")[2]
+        computed = [node.name for node in network.nodes if node.name == tensor]
+        for each in (*computed, *(reader for reader, _ in network.consumers.get(tensor, ()))):
+            if each != name:
+                spoilt[each] = name
+    return spoilt
+
+
 def _of_many(
     subject: Subject,
     found: Examination,
     check: TensorCheck,
     nodes: Sequence[str],
     guilty: Mapping[str, Any],
+    spoilt: Mapping[str, str],
     told: dict[str, Diagnosis],
 ) -> list[str]:
     """Which of several readers made a sum wrong: one that is guilty already, that is wrong alone, or whose memory is.
 
-    None where each of them is right: then the terms are added up wrongly.
+    Who overwrote what one of them had kept, where that may be why. None where each of them is right: then the terms are
+    added up wrongly.
     """
     certain = [name for name in nodes if name in guilty]
     if certain:
@@ -389,6 +438,9 @@ def _of_many(
         return alone
     if _sum_diagnosis(found.equations, found.trace, check):
         return []
+    overwriters = list(dict.fromkeys(spoilt[name] for name in nodes if name in spoilt))
+    if overwriters:
+        return overwriters
     for name in nodes:
         observation = _own_observation(subject, found, found.case.network.node(name))
         around = _around(found, found.case.network.node(name))

@@ -18,9 +18,9 @@ from gradproof.running import OF_THE_RUN
 class Row:
     """One line of the per-layer diff: a tensor, the node it belongs to, and the verdict on it.
 
-    verdict: "agrees"; "inherited" where its own equation holds, but an earlier error has moved it, by as much as the check then
-    says; "WRONG HERE" where
-    its equation fails; "known divergence"; or "composition" where it is wrong by no layer's fault.
+    verdict: "agrees"; "inherited" where its own equation holds, but an earlier error has moved it, by as much as the
+    check then says; "WRONG HERE" where its equation fails; "known divergence"; or "composition" where it is wrong by no
+    layer's fault.
     diagnosis: of what is to blame, where a known mistake gives the same numbers.
     """
 
@@ -83,8 +83,12 @@ def _owner(check: TensorCheck, network: Network) -> str:
 
 
 def _backward_order(checks: Sequence[TensorCheck], network: Network) -> list[TensorCheck]:
-    """Wrong values first, in forward order, for all gradients follow from them; then gradients, from the loss back."""
+    """Values first, in forward order, for all gradients follow from them; then gradients, from the loss back.
+
+    Before all others those that were overwritten, for whatever reads them afterwards goes wrong.
+    """
     values = [check for check in checks if check.role == "value"]
+    values.sort(key=lambda check: check.kind != "mutated_input")
     gradients = [check for check in checks if check.role == "gradient"]
     position = {node.name: i for i, node in enumerate(reversed(network.nodes))}
     last_reader: Mapping[str, int] = {

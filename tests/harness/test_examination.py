@@ -182,6 +182,29 @@ def test_a_structural_fault_is_blamed_too(spoil: str) -> None:
     assert culprits(examination) == ["bent"]
 
 
+@EACH_DTYPE
+def test_a_missing_gradient_behind_a_missing_one_is_inherited(dtype: str) -> None:
+    """A layer that is given no gradient can send none back: only the first is its own layer's fault."""
+    of = network(X, node("a", "sigmoid", "x"), node("b", "tanh", "a"), node("out", "exp", "b"))
+
+    class Stopping(NumpyReference):
+        """Nothing is sent back beyond a tanh."""
+
+        def backward(self, forward: Forward, cotangent: Array) -> dict[str, Any]:
+            gradients: dict[str, Any] = super().backward(forward, cotangent)
+            nodes = forward.tape[0].nodes
+            first = next((i for i, each in enumerate(nodes) if each.layer.name == "tanh"), -1)
+            lost = {source for each in nodes[: first + 1] for _, source in each.sources}
+            return {name: None if name in lost else gradient for name, gradient in gradients.items()}
+
+    examination = examined(Stopping(), of, dtype)
+    assert wrong(examination) == {"gradient:a": "missing", "gradient:x": "missing"}
+    assert culprits(examination) == ["b"]
+    told = verdicts(examination)
+    assert (told["gradient:a"], told["gradient:x"]) == ("WRONG HERE", "inherited")
+    assert [(each.tensor, each.kind) for each in disagreements(examination, None)] == [("a", "missing")]
+
+
 # What no layer is to blame for.
 
 
@@ -207,6 +230,22 @@ def test_a_fault_of_composition_names_the_tensor(fault: str, of: Network, tensor
     examination = examined(FAULTS[fault].make(), of)
     assert culprits(examination) == []
     assert kinds_of_culprits(examination) == {(tensor, "composition")}
+
+
+@EACH_DTYPE
+def test_every_sum_that_goes_wrong_is_named(dtype: str) -> None:
+    """Each sum is checked on what its readers really sent: an earlier wrong one excuses none, and spoils none."""
+    of = network(X, node("a", "tanh", "x"), node("b", "multiply", "a", "x"), node("out", "add", "b", "a"))
+    examination = examined(FAULTS["fan_out_path_dropped"].make(), of, dtype)
+    assert culprits(examination) == []
+    assert [check.key for check in examination.unblamed] == ["gradient:a", "gradient:x"]
+    assert kinds_of_culprits(examination) == {("a", "composition"), ("x", "composition")}
+
+
+def test_what_a_layer_is_to_blame_for_is_not_unblamed() -> None:
+    examination = examined(spoilt("sigmoid"))
+    assert examination.wrong
+    assert examination.unblamed == ()
 
 
 def test_a_node_that_reads_one_tensor_twice_is_blamed_for_its_own_fault() -> None:
@@ -415,12 +454,11 @@ class Hoarding(NumpyReference):
 def test_an_adapter_that_keeps_its_arrays_cannot_spoil_the_case() -> None:
     of, hoarder = case(SIX), Hoarding()
     before = {name: value.copy() for name, value in of.values.items()}
-    oracles = of
-    assert examine(Subject(hoarder, {}), oracles).agrees
-    assert examine(Subject(hoarder, {}), oracles).agrees
+    assert examine(Subject(hoarder, {}), of).agrees
+    assert examine(Subject(hoarder, {}), of).agrees
     for name, value in before.items():
         np.testing.assert_array_equal(of.values[name], value)
-    assert examine(Subject(NumpyReference(), {}), oracles).agrees
+    assert examine(Subject(NumpyReference(), {}), of).agrees
 
 
 def test_nan_in_an_input_is_not_taken_for_writing() -> None:
@@ -570,6 +608,76 @@ def test_a_value_that_its_own_backward_pass_overwrites_is_that_layers_fault(dtyp
     assert wrong(examination) == {"value:p": "mutated_input"}
     assert culprits(examination) == ["p"]
     assert examination.wrong[0].got == "the backward pass overwrote it: it is no longer what was computed"
+
+
+def writing_over_what_it_reads(layer: str, when: str) -> NumpyReference:
+    """A layer that computes its output, or its gradient, in the memory of its input."""
+    right, back = LAYERS[layer].forward, LAYERS[layer].backward
+
+    def forward(x: Array, **options: Any) -> tuple[Array, Any]:
+        out, cache = right(x.copy(), **options)
+        if when == "forward":
+            np.copyto(x, out)
+        return out, (x, cache)
+
+    def backward(dout: Array, kept: Any) -> dict[str, Array]:
+        gradients = back(dout, kept[1])
+        if when == "backward":
+            np.copyto(kept[0], gradients["x"])
+        return gradients
+
+    return NumpyReference(rows={layer: (forward, backward)})
+
+
+LAST = network(X, node("a", "tanh", "x"), node("out", "exp", "a"))
+BESIDE = network(
+    X, node("a", "tanh", "x"), node("out", "exp", "a"), node("b", "sigmoid", "a"), node("end", "multiply", "b", "out")
+)
+SUMMED = network(
+    X,
+    node("first", "sigmoid", "x"),
+    node("a", "tanh", "first"),
+    node("out", "exp", "a"),
+    node("b", "multiply", "first", "a"),
+    node("end", "multiply", "b", "out"),
+)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("of", [LAST, BESIDE, SUMMED], ids=["last", "beside", "summed"])
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_who_overwrites_what_others_have_kept_is_blamed_and_not_they(when: str, of: Network, dtype: str) -> None:
+    """Tanh has kept its output for its backward pass, which is wrong by no fault of its own."""
+    examination = examined(writing_over_what_it_reads("exp", when), of, dtype)
+    found = wrong(examination)
+    assert found["value:a"] == "mutated_input"
+    assert "gradient" in found.values()
+    assert culprits(examination) == ["out"]
+    assert examination.unblamed == ()
+    first = next(row for row in rows(examination) if row.culprit)
+    assert (first.node, first.check.tensor, first.check.kind) == ("out", "a", "mutated_input")
+
+
+def test_who_overwrites_is_blamed_beside_a_neighbour_that_is_wrong_itself() -> None:
+    overwriting, bad = writing_over_what_it_reads("exp", "backward"), spoilt("tanh")
+    adapter = NumpyReference(rows={"exp": overwriting._rows["exp"], "tanh": bad._rows["tanh"]})
+    examination = examined(adapter, LAST)
+    assert culprits(examination) == ["a", "out"]
+    assert {each.node.name: each.keys for each in examination.culprits} == {
+        "a": ("gradient:x",),
+        "out": ("value:a",),
+    }
+
+
+def test_values_in_one_memory_are_overwritten_together() -> None:
+    of = network(X, node("a", "tanh", "x"), node("same", "identity", "a"), node("out", "exp", "same"))
+    overwriting = writing_over_what_it_reads("exp", "forward")
+    handing_back = (lambda x: (x, None), LAYERS["identity"].backward)
+    adapter = NumpyReference(rows={"exp": overwriting._rows["exp"], "identity": handing_back})
+    examination = examined(adapter, of)
+    found = wrong(examination)
+    assert {key for key, kind in found.items() if kind == "mutated_input"} == {"value:a", "value:same"}
+    assert culprits(examination) == ["out"]
 
 
 def test_what_is_inherited_or_agrees_is_no_culprits_row() -> None:
