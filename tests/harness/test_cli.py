@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradproof.agreement import THRESHOLD
 from gradproof.case import load_case
 from gradproof.check import Disagreement
 from gradproof.cli import AGREEMENT, DISAGREEMENT, INTERRUPTED, USAGE, main
@@ -416,6 +417,7 @@ DISAGREEMENT_FIELDS: dict[str, Any] = {
     "kind": str,
     "max_error": NUMBER,
     "noise_units": NUMBER,
+    "bound": bool,
     "index": list,
     "expected": NUMBER,
     "got": NUMBER,
@@ -449,7 +451,8 @@ def test_the_json_of_a_disagreement(gradproof: Command) -> None:
         assert [name for name, kind in DISAGREEMENT_FIELDS.items() if not isinstance(each[name], kind)] == []
         assert each["kind"] == "gradient"
         assert math.isclose(each["max_error"], abs(each["expected"] - each["got"]))
-        assert each["noise_units"] > 16
+        assert each["noise_units"] > THRESHOLD
+        assert not each["bound"]
         assert not each["culprit"] or each["layer"] == "tanh"
         assert (each["cause"] is not None) == each["culprit"]
         assert Path(each["spec"]).is_file()
