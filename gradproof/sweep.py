@@ -83,7 +83,7 @@ class Sweep:
         return Floor(np.where(lost, 0.0, spread), lost)
 
     def off(self, key: str, got: Any) -> TensorCheck | None:
-        """How far an adapter's tensor is from this sweep's, where rounding on the way does not explain it; else None."""
+        """How far an adapter's tensor is from this sweep's; None where rounding on the way explains it."""
         expected, info = self.expected[key], limits(self._case.dtype)
         with np.errstate(all="ignore"):
             error = np.abs(np.asarray(got, np.float64) - expected)
@@ -97,9 +97,16 @@ class Sweep:
         index = tuple(int(i) for i in np.unravel_index(int(units.argmax()), units.shape))
         if units[index] <= THRESHOLD:
             return None
-        worst = (float(each[index]) for each in (units, error))
-        numbers = (float(np.asarray(each, np.float64)[index]) for each in (expected, got))
-        return TensorCheck(key, expected.shape, None, *worst, index, *numbers)
+        return TensorCheck(
+            key,
+            expected.shape,
+            None,
+            noise_units=float(units[index]),
+            max_error=float(error[index]),
+            index=index,
+            expected=float(expected[index]),
+            got=float(np.asarray(got, np.float64)[index]),
+        )
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:

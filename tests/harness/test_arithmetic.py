@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradproof.adapter import Forward
-from gradproof.arithmetic import FEWEST_PROBES, MOST_PROBES, Classes, class_of
+from gradproof.arithmetic import FEWEST_PROBES, MOST_PROBES, Classes, Evidence, Probe
 from gradproof.case import Case, jittered, redrawn, upcast
 from gradproof.dtypes import HALF, is_floating
 from gradproof.equations import EVERY, INSIDE, STORED, Arithmetic, Equations
@@ -347,13 +347,19 @@ def test_none_may_be_coarser_than_demanded(classes: list[Arithmetic], demanded: 
     assert Classes.allow(classes, demanded) is allowed
 
 
+def needed(probes: list[Case], tried: Probe, least: Arithmetic = INSIDE) -> Arithmetic:
+    evidence = Evidence(probes[0].network.nodes[0], least)
+    evidence.gather(probes, tried)
+    return evidence.needed
+
+
 def test_a_run_that_fails_tells_no_class() -> None:
     probes = [alone("softmax")] * 3
-    assert class_of(probes, lambda case: None) is INSIDE
-    assert class_of(probes, lambda case: None, STORED) is STORED
+    assert needed(probes, lambda case: None) is INSIDE
+    assert needed(probes, lambda case: None, STORED) is STORED
     cases = [redrawn(alone("softmax"), seed) for seed in range(16)]
     tried = probe(Half("every"))
-    assert class_of(cases, lambda case: None if case in cases[::2] else tried(case)) is EVERY
+    assert needed(cases, lambda case: None if case in cases[::2] else tried(case)) is EVERY
 
 
 @pytest.mark.parametrize(("shape", "count"), [((2,), MOST_PROBES), ((1000,), FEWEST_PROBES)])
