@@ -15,7 +15,7 @@ import numpy as np
 from gradproof.dtypes import is_floating, limits
 from gradproof.equations import ARITHMETICS, INSIDE, Arithmetic, Floor, Statement
 from gradproof.layer import Shape
-from gradproof.reference import NumpyReference
+from gradproof.reference.algorithms import Algorithm
 
 THRESHOLD = 8.0
 """Noise units above which an element disagrees: one number for every dtype, depth and layer."""
@@ -94,12 +94,12 @@ def judge(
     got: Any,
     dtype: str,
     arithmetics: Mapping[str, Arithmetic] | None = None,
-    references: Mapping[str, NumpyReference] | None = None,
+    algorithms: Mapping[str, Algorithm] | None = None,
 ) -> TensorCheck:
     """Check one tensor: present, of the right shape and dtype, finite, and as its equation says.
 
-    arithmetics: node -> class of its arithmetic, inside where it is not named. references: node -> the reference with
-    the formulas from which its floor is measured, where these are not the textbook's.
+    arithmetics: node -> class of its arithmetic, inside where it is not named. algorithms: node -> the
+    algorithm from which its floor is measured, where that is not the textbook's.
     """
     fault = _structural_fault(statement.expected, got, np.dtype(dtype))
     if fault:
@@ -108,7 +108,7 @@ def judge(
     if statement.open:
         count = statement.expected.size
         return TensorCheck(statement.key, statement.expected.shape, None, unverifiable=count)
-    return _Comparison(statement, np.asarray(got, np.float64), dtype).result(arithmetics or {}, references or {})
+    return _Comparison(statement, np.asarray(got, np.float64), dtype).result(arithmetics or {}, algorithms or {})
 
 
 def signed_roundings(statement: Statement, got: Any, dtype: str) -> np.ndarray:
@@ -154,12 +154,12 @@ class _Comparison:
         """Half a unit in the last place of every term of the sum, and of every partial sum."""
         return np.asarray(0.5 * float(limits(dtype).eps) * self.terms * self.statement.size + self.tiny)
 
-    def result(self, arithmetics: Mapping[str, Arithmetic], references: Mapping[str, NumpyReference]) -> TensorCheck:
+    def result(self, arithmetics: Mapping[str, Arithmetic], algorithms: Mapping[str, Algorithm]) -> TensorCheck:
         within = self.roundings <= WHOLE_ROUNDINGS[self.dtype.name]
         if within.all():
             return self._told(None, self.roundings, bound=bool(self.error.any()))
         for count in (FEW_RUNS, MANY_RUNS):
-            floor = self.statement.floor(count, arithmetics, references)
+            floor = self.statement.floor(count, arithmetics, algorithms)
             lost = ~within & self._lost(floor)
             units = np.where(lost | (self.error == 0.0), 0.0, self._units(floor, ~lost, arithmetics))
             if units.max() <= SUFFICIENT:

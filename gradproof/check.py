@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gradproof.case import Case, json_safe, save_case
 from gradproof.divergence import Divergence
 from gradproof.drawing import MAX_NODES, Drawn, draw_each
 from gradproof.dtypes import DTYPES, VALID_DTYPES
+from gradproof.equations import ARITHMETICS
 from gradproof.examination import Examination, Subject, examine
 from gradproof.isolation import close, loader
 from gradproof.kinks import probed_subject, stale_divergences
@@ -66,6 +67,7 @@ class Tally:
     networks: examined. unsupported: not run, because the adapter lacks a layer in this dtype.
     disagreeing, known: networks with a disagreement, with known divergences alone. gradients: tensors compared.
     elements, unverifiable: of all tensors. worst: the most noise units that were measured of a tensor that agrees.
+    accuracy: (layer, algorithm) -> tensors in which an honest algorithm loses digits.
     layers: layer name -> networks that it stood in. wrong_layers: layer name -> networks in which it was a culprit.
     """
 
@@ -77,6 +79,7 @@ class Tally:
     elements: int = 0
     unverifiable: int = 0
     worst: float = 0.0
+    accuracy: Counter[tuple[str, str]] = field(default_factory=Counter)
     layers: Counter[str] = field(default_factory=Counter)
     wrong_layers: Counter[str] = field(default_factory=Counter)
 
@@ -94,6 +97,7 @@ class Tally:
         self.unverifiable += sum(check.unverifiable for check in checks)
         measured = (check.noise_units for check in checks if not (check.kind or check.bound or check.algorithm))
         self.worst = max([self.worst, *measured])
+        self.accuracy.update(examination.accuracy)
         self.layers.update({node.layer.name for node in examination.case.network.nodes})
         self.wrong_layers.update(
             {culprit.node.layer.name for culprit in examination.culprits if not culprit.divergence}
@@ -116,6 +120,7 @@ class Report:
     adapters: name -> version. requests: name -> what the adapter was asked for by.
     networks: drawn, each examined with every adapter in every dtype.
     conventions: adapter -> dtype -> layer -> kink -> weight of the right-hand derivative.
+    arithmetic: adapter -> dtype -> layer -> class of its arithmetic, of the layers that are not of the finest.
     examinations: those that disagreed and are not known, for the per-layer diff. interrupted: ended by Ctrl-C.
     """
 
@@ -127,6 +132,7 @@ class Report:
     seconds: float = 0.0
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
     conventions: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
+    arithmetic: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     disagreements: list[Disagreement] = field(default_factory=list)
     known: list[Disagreement] = field(default_factory=list)
     stale: list[Stale] = field(default_factory=list)
@@ -167,6 +173,12 @@ class Report:
                     for each in self.stale
                 ],
                 "conventions": self.conventions,
+                "arithmetic": self.arithmetic,
+                "accuracy": [
+                    {"adapter": adapter, "dtype": dtype, "layer": layer, "algorithm": algorithm, "tensors": tensors}
+                    for (adapter, dtype), tally in self.tallies.items()
+                    for (layer, algorithm), tensors in sorted(tally.accuracy.items())
+                ],
                 "interrupted": self.interrupted,
             }
         )
@@ -186,6 +198,8 @@ def check(
     memory: float | None = None,
     failures: Path | None = FAILURE_DIRECTORY,
     stop_at_first: bool = False,
+    strict: bool = False,
+    arithmetic: str = "every",
     progress: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Examine every adapter on randomly drawn networks.
@@ -194,18 +208,20 @@ def check(
     these. architectures: in place of drawn networks take these in turn, with drawn numbers. isolation: run adapters
     that are given by name in processes of their own. memory: the GiB that each of these may take, half of the machine's
     where None. failures: where specs of disagreeing networks are written, None to write none. stop_at_first: end with
-    the first network that disagrees. progress: called after every network.
+    the first network that disagrees. strict: let an honest algorithm that loses digits count as a disagreement.
+    arithmetic: the coarsest class of arithmetic that is none. progress: called after every network.
 
     Raises UsageError for an unknown dtype, layer or architecture, AdapterError for an adapter that cannot be used.
     """
     require_known("dtype", dtypes, VALID_DTYPES)
+    require_known("arithmetic", [arithmetic], ARITHMETICS)
     require_known("layer", layers, LAYERS)
     require_known("architecture", architectures, ARCHITECTURES)
     if layers and architectures:
         raise UsageError("layers and architectures cannot both be asked for: an architecture has the layers it has")
     _require_directory(failures)
     loaded = load_adapters(adapters, loader(isolation, memory))
-    run = Run(loaded, dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures)
+    run = Run(loaded, dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures, strict, arithmetic)
     started = time.monotonic()
 
     def examine_one(drawn: Drawn) -> None:
@@ -264,7 +280,10 @@ class Run:
         seed: int = 0,
         timeout: float = TIMEOUT,
         failures: Path | None = None,
+        strict: bool = False,
+        arithmetic: str = "every",
     ) -> None:
+        self._demands = {"strict": strict, "demanded": arithmetic}
         self._adapters = tuple(adapters.values())
         self._timeout = timeout
         self._failures = failures
@@ -283,6 +302,7 @@ class Run:
             self._subjects[dtype] = []
             for adapter in self._adapters:
                 subject, examinations = probed_subject(adapter, dtype, self._timeout, layers)
+                subject = replace(subject, **self._demands)
                 self._subjects[dtype].append(subject)
                 self.report.tallies[adapter.name, dtype] = Tally()
                 self.report.conventions.setdefault(adapter.name, {})[dtype] = {
@@ -317,9 +337,15 @@ class Run:
                 continue
             examination = examine(subject, case)
             tally.add(examination)
+            self._note_arithmetic(subject, case.dtype)
             self.record(examination)
             found.append(examination)
         return found
+
+    def _note_arithmetic(self, subject: Subject, dtype: str) -> None:
+        """Take over the classes of arithmetic that have been found so far."""
+        found = subject.classes.by_layer(dtype)
+        self.report.arithmetic.setdefault(subject.adapter.name, {})[dtype] = dict(sorted(found.items()))
 
     def close(self) -> None:
         """End the adapters' processes."""

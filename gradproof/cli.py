@@ -163,6 +163,18 @@ def _add_check(commands: Any) -> None:
         "--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=f"for one network (default {TIMEOUT:g})"
     )
     _add_isolation(parser)
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="let an honest algorithm that loses digits, such as a variance as a difference of moments, disagree too",
+    )
+    parser.add_argument(
+        "--arithmetic",
+        metavar="CLASS",
+        default="every",
+        help="demand that no layer rounds more in bfloat16 and float16: inside (results alone), stored (what is kept "
+        "for the backward pass too) or every (every operation; default)",
+    )
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first network that disagrees")
     parser.add_argument(
         "--failures",
@@ -210,6 +222,8 @@ def _check(options: argparse.Namespace) -> int:
             memory=options.memory,
             failures=options.failures,
             stop_at_first=options.exitfirst,
+            strict=options.strict,
+            arithmetic=options.arithmetic,
             progress=lambda so_far: advance(so_far.networks, _so_far(so_far)),
         )
     return _show(report, options.json, console)

@@ -20,6 +20,7 @@ from gradproof.dtypes import HALF, is_floating
 from gradproof.network import Network, Node
 from gradproof.noise import Rounding, observe, rounded_inside
 from gradproof.reference import NumpyReference
+from gradproof.reference.algorithms import Algorithm
 
 Array = np.ndarray[Any, Any]
 Terms = Mapping[str, Array]
@@ -105,17 +106,20 @@ class Equation:
         given = (*(array for array in self.reads.values() if is_floating(array)), self.dout)
         return all(bool(np.isfinite(array).all()) for array in given)
 
-    def samples(self, count: int, arithmetic: Arithmetic, reference: NumpyReference | None = None) -> Sequence[Any]:
-        """The value and the terms of `count` runs whose arithmetic rounds, those of another formula where given."""
-        key = (arithmetic.name, id(reference) if reference else None)
+    def samples(self, count: int, arithmetic: Arithmetic, algorithm: Algorithm | None = None) -> Sequence[Any]:
+        """The value and the terms of `count` runs whose arithmetic rounds, those of another algorithm where given."""
+        key = (arithmetic.name, algorithm.name if algorithm else None)
         made = self._samples.setdefault(key, [])
         while len(made) < count:
-            made.append(self._sample(len(made), arithmetic, reference or self._textbook))
+            made.append(self._sample(len(made), arithmetic, algorithm))
         return made[:count]
 
-    def _sample(self, index: int, arithmetic: Arithmetic, reference: NumpyReference) -> tuple[Array, Terms]:
+    def _sample(self, index: int, arithmetic: Arithmetic, algorithm: Algorithm | None) -> tuple[Array, Terms]:
         generator = np.random.default_rng((index, self._number, self._dtype.itemsize))
-        rounding = Rounding(arithmetic.operations(self._dtype), generator, to_grid=index % 2 == 1)
+        in_order = algorithm is not None and algorithm.in_order
+        rounding = Rounding(arithmetic.operations(self._dtype), generator, to_grid=index % 2 == 1, in_order=in_order)
+        row = algorithm.row if algorithm else None
+        reference = self._textbook.replacing(self.node.layer.name, row) if row else self._textbook
         coarse = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
         reads = {
             name: observe(self._perturbed(name, array, rounding, coarse), rounding) if is_floating(array) else array
@@ -156,15 +160,15 @@ class Statement:
         self,
         count: int,
         arithmetics: Mapping[str, Arithmetic],
-        references: Mapping[str, NumpyReference] | None = None,
+        algorithms: Mapping[str, Algorithm] | None = None,
     ) -> Floor:
         """The floor from `count` runs. arithmetics: node -> class, inside where it is not named.
 
-        references: node -> other formulas that it may be computed by.
+        algorithms: node -> another algorithm that it may be computed by.
         """
         if not self.parts:  # the given cotangent, which nobody computes
             return Floor(np.zeros(self.expected.shape), np.zeros(self.expected.shape, bool))
-        others = references or {}
+        others = algorithms or {}
         sums: list[Any] = [0.0] * count
         for equation, argument in self.parts:
             name = equation.node.name

@@ -11,7 +11,6 @@ import numpy as np
 
 from gradproof.adapter import Adapter, supported
 from gradproof.agreement import Evidence, TensorCheck, judge, unknown
-from gradproof.algorithms import algorithms_of
 from gradproof.arithmetic import Classes
 from gradproof.case import Case
 from gradproof.diagnosis import Diagnosis, Observation, diagnose, diagnose_in_place, diagnose_sum
@@ -20,6 +19,7 @@ from gradproof.dtypes import HALF
 from gradproof.equations import EVERY, STORED, Arithmetic, Equations, Statement, usable
 from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
+from gradproof.reference.algorithms import algorithms_of
 from gradproof.reference.walk import Conventions
 from gradproof.running import OF_THE_RUN, Trace, run, run_again, run_backward_again
 from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
@@ -112,6 +112,18 @@ class Examination:
         """Whether known divergences explain everything that disagrees."""
         explained = {key for culprit in self.culprits if culprit.divergence for key in culprit.keys}
         return bool(explained) and all(check.key in explained for check in self.wrong)
+
+    @property
+    def accuracy(self) -> list[tuple[str, str]]:
+        """Layer and algorithm of every tensor in which an honest algorithm loses digits."""
+        return [(self._layer_of(check), check.algorithm) for check in self.checks if check.algorithm]
+
+    def _layer_of(self, check: TensorCheck) -> str:
+        """The layer whose algorithm it is, of the nodes whose equation the tensor belongs to."""
+        assert self.equations is not None
+        nodes = [equation.node for equation, _ in self.equations[check.key].parts]
+        fitting = (n for n in nodes if any(each.name == check.algorithm for each in algorithms_of(n.layer.name)))
+        return next(fitting).layer.name
 
     @cached_property
     def unblamed(self) -> tuple[TensorCheck, ...]:
@@ -241,8 +253,7 @@ def _by_algorithm(
     for equation, _ in statement.parts:
         node = equation.node
         for algorithm in algorithms_of(node.layer.name):
-            reference = NumpyReference(subject.conventions, {node.layer.name: algorithm.row})
-            other = judge(statement, got, dtype, classes, {node.name: reference})
+            other = judge(statement, got, dtype, classes, {node.name: algorithm})
             if not other.kind:
                 told = replace(check, evidence=None, algorithm=algorithm.name)
                 return replace(told, kind="accuracy" if subject.strict else None)

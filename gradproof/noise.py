@@ -6,7 +6,7 @@ could (Monte Carlo arithmetic, Parker 1997; random rounding, Vignes 1993). The s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,15 @@ class Rounding:
     dtype: the arithmetic's dtype. generator: where the errors come from.
     to_grid: round at random up or down to the dtype's own numbers, which keeps exact results exact and lets
         neighbours collide; otherwise shift by a relative error of up to half a unit in the last place.
+    in_order: let every partial sum round, as where terms are added one after the other.
     """
 
-    def __init__(self, dtype: np.dtype[Any], generator: np.random.Generator, to_grid: bool) -> None:
+    def __init__(
+        self, dtype: np.dtype[Any], generator: np.random.Generator, to_grid: bool, in_order: bool = False
+    ) -> None:
         info = limits(dtype)
         self.dtype = dtype
+        self.in_order = in_order
         self.generator = generator
         self.to_grid = to_grid and dtype != FLOAT64
         self.largest = float(info.max)
@@ -124,6 +128,8 @@ class Noisy(np.ndarray):
         exact = ufunc in EXACT_UFUNCS
         operands = [_plain(each, rounding if summing and not exact else None) for each in inputs]
         result = getattr(ufunc, method)(*operands, **options)
+        if rounding.in_order and (ufunc is np.matmul or (ufunc is np.add and method == "reduce")):
+            result = result + _partial_roundings(ufunc, operands, options, rounding)
         rounded = _wrap(result, rounding, exact, at_one=ufunc in ROUNDED_AT_ONE)
         if out is None:
             return rounded
@@ -135,6 +141,25 @@ class Noisy(np.ndarray):
         exact = function in EXACT_FUNCTIONS
         plain = _map_arrays(args, lambda array: _plain(array, None if exact else rounding))
         return _wrap(function(*plain, **kwargs), rounding, exact)
+
+
+def _partial_roundings(ufunc: np.ufunc, operands: Sequence[Any], options: Any, rounding: Rounding) -> Any:
+    """What the rounding of the partial sums does to a sum, or to a product of matrices."""
+    if ufunc is np.matmul:
+        a, b = (np.asarray(each, FLOAT64) for each in operands)
+        a = a[None, :] if operands[0].ndim == 1 else a
+        b = b[:, None] if operands[1].ndim == 1 else b
+        partial = np.cumsum(a[..., :, :, None] * b[..., None, :, :], axis=-2)
+        moved = (rounding(partial) - partial).sum(axis=-2)
+        moved = moved[..., 0, :] if operands[0].ndim == 1 else moved
+        return moved[..., 0] if operands[1].ndim == 1 else moved
+    (array,) = operands
+    axis = options.get("axis", 0)
+    axes = tuple(range(array.ndim)) if axis is None else tuple(np.atleast_1d(axis))
+    kept = np.moveaxis(array, axes, tuple(range(len(axes))))
+    partial = np.cumsum(kept.reshape(-1, *kept.shape[len(axes) :]), axis=0)
+    moved = (rounding(partial) - partial).sum(axis=0)
+    return np.expand_dims(moved, tuple(a % array.ndim for a in axes)) if options.get("keepdims") else moved
 
 
 def _add_in_place(ufunc: np.ufunc, inputs: Any, rounding: Rounding) -> None:

@@ -253,7 +253,31 @@ def warnings(report: Report) -> list[str]:
         if not tally.networks:
             lines.append(f"{adapter} {dtype}: no network was examined")
     lines += [f"known: {line}" for line in _known_counts(report)]
+    lines += [f"accuracy: {line}" for line in _accuracy_counts(report)]
+    lines += [f"arithmetic: {line}" for line in _classes(report)]
     return lines
+
+
+def _accuracy_counts(report: Report) -> list[str]:
+    return [
+        f"{adapter} {dtype} {layer}: no more digits than {algorithm} gives ({_count(number, 'tensor', 'tensors')})"
+        for (adapter, dtype), tally in report.tallies.items()
+        for (layer, algorithm), number in sorted(tally.accuracy.items())
+    ]
+
+
+ROUNDS = {"stored": "rounds what is kept for the backward pass", "every": "rounds every operation"}
+"""Class of arithmetic -> what that means."""
+
+
+def _classes(report: Report) -> list[str]:
+    return [
+        f"{adapter} {dtype} {meaning}: {', '.join(layers)}"
+        for adapter, dtypes in report.arithmetic.items()
+        for dtype, classes in dtypes.items()
+        for name, meaning in ROUNDS.items()
+        if (layers := [layer for layer, each in classes.items() if each == name])
+    ]
 
 
 def _known_counts(report: Report) -> list[str]:

@@ -6,7 +6,7 @@ Legend: L queries, S keys, E features of queries and keys, V features of values,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,16 +83,29 @@ def scaled_dot_product_attention_forward(
     return probabilities @ v, cache
 
 
-def scaled_dot_product_attention_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def row_sums(dout: Array, v: Array, probabilities: Array, dprobabilities: Array) -> Array:
+    """sum_s dP P."""
+    return (dprobabilities * probabilities).sum(axis=-1, keepdims=True)
+
+
+def attention_probabilities(cache: tuple[Any, ...]) -> Array:
+    """P, made again from the scores and the logarithm of their exponentials' sum, as fused attention makes it."""
+    _, _, _, logits, logsumexp, allowed, *_ = cache
+    return _exponential(logits - logsumexp, allowed)
+
+
+def scaled_dot_product_attention_backward(
+    dout: Array, cache: tuple[Any, ...], rows: Callable[[Array, Array, Array, Array], Array] = row_sums
+) -> Gradients:
     """dv = P^T dout; with dP = dout v^T: dS = P (dP - sum_s dP P), dq = scale dS k, dk = scale dS^T q, dbias = dS.
 
-    P is made again from the scores and the logarithm of their exponentials' sum, as fused attention makes it (Dao et
-    al. 2022). The heads of k and v that a group shares sum its gradients.
+    P is made again, as fused attention makes it (Dao et al. 2022). The heads of k and v that a group shares sum its
+    gradients. rows: how the sums over the keys are made.
     """
-    q, k, v, logits, logsumexp, allowed, factor, groups, bias_shape = cache
-    probabilities = _exponential(logits - logsumexp, allowed)
+    q, k, v, _, _, _, factor, groups, bias_shape = cache
+    probabilities = attention_probabilities(cache)
     dprobabilities = dout @ np.swapaxes(v, -1, -2)
-    dlogits = probabilities * (dprobabilities - (dprobabilities * probabilities).sum(axis=-1, keepdims=True))
+    dlogits = probabilities * (dprobabilities - rows(dout, v, probabilities, dprobabilities))
     gradients = {
         "q": factor * (dlogits @ k),
         "k": _shared(factor * (np.swapaxes(dlogits, -1, -2) @ q), groups),
@@ -170,10 +183,12 @@ def multi_head_attention_forward(
     return (out if out_proj_bias is None else out + out_proj_bias), cache
 
 
-def multi_head_attention_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def multi_head_attention_backward(
+    dout: Array, cache: tuple[Any, ...], rows: Callable[[Array, Array, Array, Array], Array] = row_sums
+) -> Gradients:
     """Back through the output's linear map, the heads, and the three input maps, whose sources sum what they feed."""
     inner, sources, weights, joined, out_proj_weight, given, together, biased, heads, bias_shape = cache
-    within = scaled_dot_product_attention_backward(_by_head(dout @ out_proj_weight, heads), inner)
+    within = scaled_dot_product_attention_backward(_by_head(dout @ out_proj_weight, heads), inner, rows)
     dparts = [_side_by_side(within[name], dout.ndim) for name in "qkv"]
     dsources = [dpart @ weight for dpart, weight in zip(dparts, weights, strict=True)]
     dweights = [_outer(dpart, source) for dpart, source in zip(dparts, sources, strict=True)]

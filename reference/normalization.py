@@ -101,7 +101,7 @@ def along_channels(each: Array, rank: int) -> Array:
     return each.reshape(-1, *(1,) * (rank - 2))
 
 
-def _affine(normalized: Array, weight: Array | None, bias: Array | None) -> Array:
+def affine(normalized: Array, weight: Array | None, bias: Array | None) -> Array:
     """z * weight + bias, with a weight and a bias for each channel, or none."""
     if weight is None or bias is None:
         return normalized
@@ -138,7 +138,7 @@ def batch_norm_forward(
     else:
         reciprocal = along_channels(1.0 / np.sqrt(running_var + eps), x.ndim)
         normalized = (x - along_channels(running_mean, x.ndim)) * reciprocal
-    return _affine(normalized, weight, bias), (normalized, reciprocal, weight, over)
+    return affine(normalized, weight, bias), (normalized, reciprocal, weight, over)
 
 
 def batch_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
@@ -159,7 +159,7 @@ def group_norm_forward(
     grouped = x.reshape(x.shape[0], groups, -1)
     normalized, reciprocal = standardized(grouped, (2,), eps)
     normalized = normalized.reshape(x.shape)
-    return _affine(normalized, weight, bias), (normalized, reciprocal, weight)
+    return affine(normalized, weight, bias), (normalized, reciprocal, weight)
 
 
 def group_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:

@@ -77,6 +77,10 @@ class NumpyReference:
         """What the gradient of the tensor of this name becomes when one more reader sends its part."""
         return arriving if before is None else before + arriving
 
+    def replacing(self, layer: str, row: Row) -> NumpyReference:
+        """This reference with another pair for one layer."""
+        return NumpyReference(self._conventions, {**self._rows, layer: row})
+
     def row(self, node: Node) -> Row:
         """The pair of functions that computes a node."""
         return self._rows.get(node.layer.name, (node.layer.forward, node.layer.backward))

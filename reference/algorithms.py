@@ -1,0 +1,246 @@
+"""Honest algorithms that lose digits which the textbook formula keeps.
+
+Each has a noise floor of its own, by the same method. An error inside the floor of one of them, and not inside the
+textbook's, is no mistake in the mathematics: it is a quality, which is named. Every algorithm here computes the same
+function as the textbook's pair; a scaled or a missing term does not pass as one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gradproof.reference.activations import sigmoid_backward, silu_backward
+from gradproof.reference.attention import (
+    multi_head_attention_backward,
+    multi_head_attention_forward,
+    scaled_dot_product_attention_backward,
+    scaled_dot_product_attention_forward,
+)
+from gradproof.reference.classification import cross_entropy_backward, cross_entropy_forward
+from gradproof.reference.common import Array, positive_part
+from gradproof.reference.normalization import (
+    affine,
+    batch_norm_backward,
+    batch_norm_forward,
+    group_norm_backward,
+    layer_norm_backward,
+)
+from gradproof.reference.piecewise import SELU_ALPHA, SELU_SCALE, celu_backward, elu_backward, selu_backward
+from gradproof.reference.reductions import reduce_var_backward, reduce_var_forward
+from gradproof.reference.softmax import (
+    log_softmax_backward,
+    logsumexp_backward,
+    logsumexp_forward,
+    softmax_backward,
+)
+from gradproof.reference.walk import Row
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Another way to compute a layer.
+
+    name: the formula in a few words. row: its forward and backward functions, None for the textbook's.
+    in_order: whether sums are taken term after term, so that the rounding of every partial sum counts.
+    """
+
+    name: str
+    row: Row | None = None
+    in_order: bool = False
+
+
+# The softmax made again from the logarithm of the sum of exponentials.
+
+
+def _logsumexp(x: Array, axis: Any) -> Array:
+    return logsumexp_forward(x, axis=axis, keepdims=True)[0]
+
+
+def log_softmax_from_sum(x: Array, *, axis: int) -> tuple[Array, Any]:
+    """f = x - log(sum exp(x)): the logarithm is rounded at the size of the largest x."""
+    out = x - _logsumexp(x, axis)
+    return out, (out, axis)
+
+
+def softmax_from_sum(x: Array, *, axis: int) -> tuple[Array, Any]:
+    """s = exp(x - log(sum exp(x)))."""
+    out = np.exp(x - _logsumexp(x, axis))
+    return out, (out, axis)
+
+
+def logsumexp_keeping_out(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Array, Any]:
+    """dx = dout exp(x - out), from the stored out."""
+    out, (_, *rest) = logsumexp_forward(x, axis=axis, keepdims=keepdims)
+    return out, (np.exp(x - _logsumexp(x, axis)), *rest)
+
+
+def cross_entropy_from_sum(x: Array, target: Array, weight: Array | None = None, **options: Any) -> tuple[Array, Any]:
+    """The logarithms of the probabilities are x - log(sum exp(x)), as most fused kernels have them."""
+    out, (log_probabilities, *rest) = cross_entropy_forward(x, target, weight, **options)
+    again = x - _logsumexp(x, -1)
+    moved = again - log_probabilities  # what rounding at the size of the largest x makes of them
+    return out + _moved_loss(moved, rest, out), (again, *rest)
+
+
+def _moved_loss(moved: Array, rest: list[Any], out: Array) -> Array:
+    coefficients, _, divisor, *_, reduction = rest
+    loss = -(coefficients * moved).sum(axis=-1)
+    return loss if reduction == "none" else loss.sum() / (divisor if reduction == "mean" else 1.0)
+
+
+# Attention.
+
+
+def rows_of_output(dout: Array, v: Array, probabilities: Array, dprobabilities: Array) -> Array:
+    """sum_s dP P = sum_v dO O, with O = P v (Dao et al. 2022)."""
+    return (dout * (probabilities @ v)).sum(axis=-1, keepdims=True)
+
+
+# The variance as a difference of moments.
+
+
+def _by_moments(x: Array, over: Any, eps: float) -> tuple[Array, Array]:
+    """z and r with v = mean(x^2) - mean(x)^2, not below 0."""
+    mean = x.mean(axis=over, keepdims=True)
+    variance = positive_part((x * x).mean(axis=over, keepdims=True) - mean * mean)
+    reciprocal = 1.0 / np.sqrt(variance + eps)
+    return (x - mean) * reciprocal, reciprocal
+
+
+def layer_norm_by_moments(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, axes: int, eps: float
+) -> tuple[Array, Any]:
+    """Layer norm with v = mean(x^2) - mean(x)^2."""
+    over = tuple(range(-axes, 0))
+    normalized, reciprocal = _by_moments(x, over, eps)
+    return (normalized if weight is None else normalized * weight + bias), (normalized, reciprocal, weight, over)
+
+
+def batch_norm_by_moments(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float, **running: Array
+) -> tuple[Array, Any]:
+    """Batch norm with v = mean(x^2) - mean(x)^2, in training."""
+    if running:
+        return batch_norm_forward(x, weight=weight, bias=bias, eps=eps, **running)
+    over = (0, *range(2, x.ndim))
+    normalized, reciprocal = _by_moments(x, over, eps)
+    return affine(normalized, weight, bias), (normalized, reciprocal, weight, over)
+
+
+def group_norm_by_moments(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, groups: int, eps: float
+) -> tuple[Array, Any]:
+    """Group norm with v = mean(x^2) - mean(x)^2."""
+    normalized, reciprocal = _by_moments(x.reshape(x.shape[0], groups, -1), (2,), eps)
+    normalized = normalized.reshape(x.shape)
+    return affine(normalized, weight, bias), (normalized, reciprocal, weight)
+
+
+def instance_norm_by_moments(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float
+) -> tuple[Array, Any]:
+    """Instance norm with v = mean(x^2) - mean(x)^2."""
+    return group_norm_by_moments(x, weight, bias, groups=x.shape[1], eps=eps)
+
+
+def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Any]:
+    """(sum x^2 - n mean(x)^2) / (n - ddof)."""
+    out, cache = reduce_var_forward(x, axes=axes, ddof=ddof, keepdims=keepdims)
+    count = math.prod(x.shape[axis] for axis in axes)
+    mean = x.mean(axis=axes, keepdims=True)
+    total = (x * x).sum(axis=axes, keepdims=True) - count * mean * mean
+    return positive_part(total / (count - ddof)).reshape(out.shape), cache
+
+
+# exp(x) - 1 in place of expm1.
+
+
+def _below(x: Array) -> Array:
+    return np.exp(-positive_part(-x)) - 1.0
+
+
+def elu_by_exp(x: Array, *, alpha: float, at_zero: float = 0.0) -> tuple[Array, Any]:
+    """alpha (exp(x) - 1) below 0."""
+    return np.where(x.real < 0, alpha * _below(x), x), (x, alpha, at_zero)
+
+
+def selu_by_exp(x: Array, *, at_zero: float = 0.0) -> tuple[Array, Any]:
+    """scale alpha (exp(x) - 1) below 0."""
+    return SELU_SCALE * np.where(x.real < 0, SELU_ALPHA * _below(x), x), (x, at_zero)
+
+
+def celu_by_exp(x: Array, *, alpha: float) -> tuple[Array, Any]:
+    """alpha (exp(x / alpha) - 1) below 0."""
+    return np.where(x.real < 0, alpha * _below(x / alpha), x), (x, alpha)
+
+
+# The logistic function by tanh.
+
+
+def _logistic_by_tanh(x: Array) -> Array:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def sigmoid_by_tanh(x: Array) -> tuple[Array, Any]:
+    """(1 + tanh(x / 2)) / 2, which rounds at 1."""
+    out = _logistic_by_tanh(x)
+    return out, out
+
+
+def silu_by_tanh(x: Array) -> tuple[Array, Any]:
+    """x (1 + tanh(x / 2)) / 2."""
+    gate = _logistic_by_tanh(x)
+    return x * gate, (x, gate)
+
+
+FROM_SUM = "exp(x - logsumexp(x))"
+MOMENTS = "mean(x^2) - mean(x)^2"
+OUTPUT_ROWS = "row sums of dO * O"
+EXP_LESS_ONE = "exp(x) - 1"
+BY_TANH = "(1 + tanh(x / 2)) / 2"
+
+IN_ORDER = Algorithm("sums taken term after term", in_order=True)
+"""What a loop does, for any layer: the rounding of every partial sum counts."""
+
+ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
+    "softmax": (Algorithm(FROM_SUM, (softmax_from_sum, softmax_backward)),),
+    "log_softmax": (Algorithm(FROM_SUM, (log_softmax_from_sum, log_softmax_backward)),),
+    "logsumexp": (Algorithm(FROM_SUM, (logsumexp_keeping_out, logsumexp_backward)),),
+    "cross_entropy": (Algorithm(FROM_SUM, (cross_entropy_from_sum, cross_entropy_backward)),),
+    "scaled_dot_product_attention": (
+        Algorithm(
+            OUTPUT_ROWS,
+            (
+                scaled_dot_product_attention_forward,
+                partial(scaled_dot_product_attention_backward, rows=rows_of_output),
+            ),
+        ),
+    ),
+    "multi_head_attention": (
+        Algorithm(
+            OUTPUT_ROWS,
+            (multi_head_attention_forward, partial(multi_head_attention_backward, rows=rows_of_output)),
+        ),
+    ),
+    "layer_norm": (Algorithm(MOMENTS, (layer_norm_by_moments, layer_norm_backward)),),
+    "batch_norm": (Algorithm(MOMENTS, (batch_norm_by_moments, batch_norm_backward)),),
+    "group_norm": (Algorithm(MOMENTS, (group_norm_by_moments, group_norm_backward)),),
+    "instance_norm": (Algorithm(MOMENTS, (instance_norm_by_moments, group_norm_backward)),),
+    "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward)),),
+    "elu": (Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),),
+    "selu": (Algorithm(EXP_LESS_ONE, (selu_by_exp, selu_backward)),),
+    "celu": (Algorithm(EXP_LESS_ONE, (celu_by_exp, celu_backward)),),
+    "sigmoid": (Algorithm(BY_TANH, (sigmoid_by_tanh, sigmoid_backward)),),
+    "silu": (Algorithm(BY_TANH, (silu_by_tanh, silu_backward)),),
+}
+"""Layer -> its other honest algorithms."""
+
+
+def algorithms_of(layer: str) -> tuple[Algorithm, ...]:
+    """The honest algorithms of a layer beside the textbook's."""
+    return (*ALGORITHMS.get(layer, ()), IN_ORDER)
