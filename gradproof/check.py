@@ -283,7 +283,7 @@ class Run:
         strict: bool = False,
         arithmetic: str = "every",
     ) -> None:
-        self._demands = {"strict": strict, "demanded": arithmetic}
+        self._strict, self._arithmetic = strict, arithmetic
         self._adapters = tuple(adapters.values())
         self._timeout = timeout
         self._failures = failures
@@ -302,7 +302,7 @@ class Run:
             self._subjects[dtype] = []
             for adapter in self._adapters:
                 subject, examinations = probed_subject(adapter, dtype, self._timeout, layers)
-                subject = replace(subject, **self._demands)
+                subject = replace(subject, strict=self._strict, demanded=self._arithmetic)
                 self._subjects[dtype].append(subject)
                 self.report.tallies[adapter.name, dtype] = Tally()
                 self.report.conventions.setdefault(adapter.name, {})[dtype] = {
