@@ -1,0 +1,114 @@
+"""Honest algorithms that lose digits: each is named and no disagreement, and no mistake hides behind one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradproof.drawing import Drawn, draw_each
+from gradproof.examination import Examination, Subject, examine
+from gradproof.kinks import one_node
+from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference.algorithms import ALGORITHMS, IN_ORDER, Algorithm, algorithms_of
+
+Array = np.ndarray[Any, Any]
+PAIRS = [(layer, algorithm) for layer, algorithms in ALGORITHMS.items() for algorithm in algorithms]
+EACH = pytest.mark.parametrize(("layer", "algorithm"), PAIRS, ids=[f"{layer}: {each.name}" for layer, each in PAIRS])
+
+RARE = ("scaled_dot_product_attention", "multi_head_attention", "batch_norm", "group_norm", "instance_norm")
+"""Layers whose algorithm loses digits in few of the drawn networks."""
+
+
+def examined(layer: str, row: Any, networks: int, strict: bool = False) -> list[Examination]:
+    """The layer computed so in drawn networks of at most two nodes, in float32."""
+    drawn: list[Drawn] = []
+    draw_each(drawn.append, networks, 5, [layer], 2)
+    subject = Subject(NumpyReference(rows={layer: row}), {}, strict=strict)
+    return [examine(subject, each.case("float32")) for each in drawn]
+
+
+@EACH
+def test_an_honest_algorithm_is_no_disagreement(layer: str, algorithm: Algorithm) -> None:
+    assert all(each.agrees for each in examined(layer, algorithm.row, 60))
+
+
+@pytest.mark.parametrize(("layer", "algorithm"), [pair for pair in PAIRS if pair[0] not in RARE])
+def test_the_digits_that_it_loses_are_named_and_disagree_where_that_is_asked(layer: str, algorithm: Algorithm) -> None:
+    named = {each for found in examined(layer, algorithm.row, 60) for each in found.accuracy}
+    assert (layer, algorithm.name) in named
+    strict = examined(layer, algorithm.row, 60, strict=True)
+    kinds = {check.kind for found in strict for check in found.wrong}
+    assert kinds == {"accuracy"}
+    assert {culprit.node.layer.name for found in strict for culprit in found.culprits} == {layer}
+
+
+def scaled(backward: Callable[..., Any], factor: float) -> Callable[..., Any]:
+    return lambda dout, cache: {name: factor * each for name, each in backward(dout, cache).items()}
+
+
+def without_mean(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A gradient that lacks a part: its mean over the last axis."""
+    return lambda dout, cache: {
+        name: each - each.mean(axis=-1, keepdims=True) if each.ndim else each
+        for name, each in backward(dout, cache).items()
+    }
+
+
+@EACH
+@pytest.mark.parametrize("spoil", [lambda b: scaled(b, 1.0 + 1e-4), without_mean], ids=["scaled", "a term missing"])
+def test_no_mistake_passes_as_an_algorithm(
+    layer: str, algorithm: Algorithm, spoil: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
+    """Not of the textbook's pair, nor of the algorithm's own."""
+    assert algorithm.row is not None
+    for forward, backward in ((LAYERS[layer].forward, LAYERS[layer].backward), algorithm.row):
+        found = examined(layer, (forward, spoil(backward)), 15)
+        assert sum(not each.agrees for each in found) >= 3
+        assert {culprit.node.layer.name for each in found for culprit in each.culprits} == {layer}
+
+
+@EACH
+def test_an_algorithm_computes_the_same_function(layer: str, algorithm: Algorithm) -> None:
+    """On ordinary numbers no digit that counts is lost."""
+    drawn: list[Drawn] = []
+    draw_each(drawn.append, 40, 7, [layer], 1)
+    for each in drawn:
+        case = Drawn(each.network, each.seed, 0.0, 1.0).case("float64")
+        right, other = (results(NumpyReference(rows=rows), case) for rows in ({}, {layer: algorithm.row}))
+        for name, array in right.items():
+            np.testing.assert_allclose(other[name], array, rtol=1e-6, atol=1e-9, err_msg=f"{each.network}: {name}")
+
+
+def results(reference: NumpyReference, case: Any) -> dict[str, Array]:
+    forward = reference.forward(case.network, case.exact_values, "float64")
+    return {**forward.outputs, **reference.backward(forward, case.cotangent.astype(np.float64))}
+
+
+def in_order(x: Array, *, axes: tuple[int, ...], keepdims: bool) -> tuple[Array, Any]:
+    """A sum over the last axis, one term after the other."""
+    _, cache = LAYERS["reduce_sum"].forward(x, axes=axes, keepdims=keepdims)
+    total = np.cumsum(np.moveaxis(x, axes, range(len(axes))).reshape(-1, *_left(x, axes)), axis=0)[-1]
+    return (np.expand_dims(total, axes) if keepdims else total), cache
+
+
+def _left(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    over = {axis % x.ndim for axis in axes}
+    return tuple(size for axis, size in enumerate(x.shape) if axis not in over)
+
+
+@pytest.mark.parametrize("terms", [100, 1000])
+def test_a_sum_taken_term_after_term_is_no_mistake(terms: int) -> None:
+    subject = Subject(NumpyReference(rows={"reduce_sum": (in_order, LAYERS["reduce_sum"].backward)}), {})
+    for seed in range(10):
+        numbers = np.random.default_rng(seed).standard_normal(terms).tolist()
+        options = {"axes": (0,), "keepdims": False}
+        found = examine(subject, one_node(LAYERS["reduce_sum"], options, {"x": numbers}, "float32"))
+        assert found.agrees, seed
+        assert {name for _, name in found.accuracy} <= {IN_ORDER.name}
+
+
+def test_every_layer_may_add_in_order() -> None:
+    assert algorithms_of("identity") == (IN_ORDER,)
