@@ -25,6 +25,66 @@ def _lp_pool(x: Any, p: int, kernel: int, stride: int, ceil_mode: bool) -> Any:
     return pool(x, p, kernel, stride, ceil_mode)
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _idle(small: int, taps: int, large: int, stride: int, padding: int, dilation: int) -> bool:
+    """Whether some tap of a kernel meets padding alone.
+
+    small, large: the sizes that stride * i + dilation * tap - padding leads between, those of the output and the input
+    of a convolution.
+    """
+    return any(not any(0 <= stride * i + dilation * tap - padding < large for i in range(small)) for tap in range(taps))
+
+
+def _convolution(native: Any) -> Row:
+    """In half precision the padding is put on beforehand where a tap meets nothing else: torch fails then."""
+
+    def convolve(
+        x: Any, weight: Any, bias: Any = None, *, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> Any:
+        sizes, taps = x.shape[2:], weight.shape[2:]
+        out = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(sizes, taps, stride, padding, dilation, strict=True)
+        ]
+        idle = any(map(_idle, out, taps, sizes, stride, padding, dilation))
+        if x.dtype in HALF and idle:
+            x = F.pad(x, [p for each in reversed(padding) for p in (each, each)])
+            padding = 0
+        return native(x, weight, bias, stride, padding, dilation, groups)
+
+    return convolve
+
+
+def _transposed_convolution(native: Any) -> Row:
+    """In half precision the padding is cut off afterwards where a tap meets nothing else: see `_convolution`."""
+
+    def convolve(
+        x: Any,
+        weight: Any,
+        bias: Any = None,
+        *,
+        stride: Any,
+        padding: Any,
+        output_padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> Any:
+        sizes, taps = x.shape[2:], weight.shape[2:]
+        out = [
+            (size - 1) * s - 2 * p + d * (k - 1) + more + 1
+            for size, k, s, p, d, more in zip(sizes, taps, stride, padding, dilation, output_padding, strict=True)
+        ]
+        idle = any(map(_idle, sizes, taps, out, stride, padding, dilation))
+        if not (x.dtype in HALF and idle):
+            return native(x, weight, bias, stride, padding, output_padding, groups, dilation)
+        whole = native(x, weight, bias, stride, 0, output_padding, groups, dilation)
+        return whole[(..., *(slice(p, p + size) for p, size in zip(padding, out, strict=True)))]
+
+    return convolve
+
+
 ADAPTIVE_AVG_POOLS = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}
 ADAPTIVE_MAX_POOLS = {3: F.adaptive_max_pool1d, 4: F.adaptive_max_pool2d, 5: F.adaptive_max_pool3d}
 
@@ -385,11 +445,11 @@ ROWS: dict[str, Row] = {
     "sort": lambda x, axis, descending: torch.sort(x, dim=axis, descending=descending, stable=True).values,
     "top_k": _top_k,
     # convolution, resampling
-    "conv1d": F.conv1d,
-    "conv2d": F.conv2d,
-    "conv3d": F.conv3d,
-    "conv_transpose1d": F.conv_transpose1d,
-    "conv_transpose2d": F.conv_transpose2d,
+    "conv1d": _convolution(F.conv1d),
+    "conv2d": _convolution(F.conv2d),
+    "conv3d": _convolution(F.conv3d),
+    "conv_transpose1d": _transposed_convolution(F.conv_transpose1d),
+    "conv_transpose2d": _transposed_convolution(F.conv_transpose2d),
     "upsample": _upsample,
     "pixel_shuffle": lambda x, factor: F.pixel_shuffle(x, factor),
     "pad": _pad,

@@ -34,6 +34,10 @@ SMALLEST = {"float16": "smallest_subnormal"}
 flushes subnormal numbers of other dtypes."""
 
 
+SMALL_SHARE = 0.1
+"""The share of a number that its noise may be where one asks to which side the number errs."""
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """All elements of a tensor that disagrees: which are wrong, by how much, and what was expected."""
@@ -52,7 +56,7 @@ class TensorCheck:
     noise_units: the worst over all verified elements. bound: whether that is an upper bound, of a tensor for which no
     noise was measured because its error is within a few roundings of the result.
     unverifiable: number of elements of which nothing can be said. evidence: all elements, where values disagree.
-    algorithm: the honest algorithm that loses these digits, where the textbook formula would not.
+    algorithm: the layer, and the honest algorithms that lose these digits where its textbook formula would not.
     second_pass: it agrees after one backward pass, and what is told is of a second one on the same tape.
     """
 
@@ -67,7 +71,7 @@ class TensorCheck:
     bound: bool = False
     unverifiable: int = 0
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
-    algorithm: str | None = None
+    algorithm: tuple[str, str] | None = None
     second_pass: bool = False
 
     @property
@@ -111,12 +115,17 @@ def judge(
     return _Comparison(statement, np.asarray(got, np.float64), dtype).result(arithmetics or {}, algorithms or {})
 
 
-def signed_roundings(statement: Statement, got: Any, dtype: str) -> np.ndarray:
-    """The error of every element in roundings of the result, positive where its magnitude is too large."""
+def signed_roundings(statement: Statement, got: Any, dtype: str, arithmetics: Mapping[str, Arithmetic]) -> np.ndarray:
+    """The error of every element in roundings of the result, positive where its magnitude is too large.
+
+    NaN where noise may be more than a small share of the number, as where numbers cancel.
+    """
     comparison = _Comparison(statement, np.asarray(got, np.float64), dtype)
+    floor = statement.floor(FEW_RUNS, arithmetics)
     with np.errstate(all="ignore"):
         signs = np.sign(comparison.got - statement.expected) * np.where(statement.expected < 0.0, -1.0, 1.0)
-        return np.where(comparison.error == 0.0, 0.0, signs * comparison.roundings)
+        signed = np.where(comparison.error == 0.0, 0.0, signs * comparison.roundings)
+        return np.where(floor.lost | (floor.spread > SMALL_SHARE * np.abs(statement.expected)), np.nan, signed)
 
 
 def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> tuple[str, str, str] | None:

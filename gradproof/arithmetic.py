@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from gradproof.agreement import SUFFICIENT, judge, signed_roundings
 from gradproof.case import Case, jittered, redrawn
@@ -25,11 +26,13 @@ FINER = {name: place for place, name in enumerate(ARITHMETICS)}
 ONE_SIDED = 2.0
 """Roundings of the result by which an element may err to one side on average: a rounded constant makes about one."""
 
-SIGNIFICANT = 6.0
-"""Standard errors from which on an average is no chance."""
+BY_CHANCE = 1e-6
+"""The chance below which an average is taken for no chance."""
+
+FEWEST_TO_AVERAGE = 5
 
 Probe = Callable[[Case], tuple[Equations, Mapping[str, Any]] | None]
-"""Runs the adapter on a case of one node."""
+"""Runs the adapter on a case."""
 
 
 class Classes:
@@ -44,7 +47,7 @@ class Classes:
 
     def already(self, node: Node, dtype: str) -> Arithmetic:
         """The class as far as it is known, inside where it is not."""
-        return self.known.get((node.layer.name, node.options, dtype), INSIDE)
+        return self.known.get(_key(node, dtype), INSIDE)
 
     def of(self, case: Case, probe: Probe) -> Arithmetic:
         """The class of the one node of this case: the coarsest that it was ever found to need.
@@ -53,16 +56,30 @@ class Classes:
         for some roundings show only where numbers cancel.
         """
         (node,) = case.network.nodes
-        key = (node.layer.name, node.options, case.dtype)
-        if key not in self.known:
-            ordinary = Evidence(node)
-            ordinary.gather((redrawn(case, seed) for seed in range(_probes(case))), probe)
-            self.known[key] = INSIDE if ordinary.one_sided else ordinary.needed
-            self.refused |= {key} if ordinary.one_sided else set()
-        if key not in self.refused and self.known[key] is not EVERY:
-            near = Evidence(node, self.known[key])
-            near.gather((jittered(case, seed) for seed in range(_probes(case))), probe)
-            self.known[key] = near.needed
+        if _key(node, case.dtype) not in self.known:
+            self._probe(node, (redrawn(case, seed) for seed in range(_probes(case))), probe, case.dtype)
+        return self._probe(node, (jittered(case, seed) for seed in range(_probes(case))), probe, case.dtype)
+
+    def within(self, node: Node, alone: Case, whole: Case, probe: Probe) -> Arithmetic:
+        """The class of a node in a network: memory layouts count, and what is compiled together.
+
+        alone: the case of the node alone. whole: that of the network, of which `probe` runs others.
+        """
+        cases = (make(whole, seed) for make in (redrawn, jittered) for seed in range(_probes(alone)))
+        return self._probe(node, cases, probe, whole.dtype)
+
+    def _probe(self, node: Node, cases: Iterable[Case], probe: Probe, dtype: str) -> Arithmetic:
+        """The class, after the cases have been looked at; what is refused stays as it is."""
+        key = _key(node, dtype)
+        before = self.known.setdefault(key, INSIDE)
+        if key in self.refused or before is EVERY:
+            return before
+        evidence = Evidence(node, before, lambda other: self.already(other, dtype))
+        evidence.gather(cases, probe)
+        if evidence.one_sided:
+            self.refused.add(key)
+        else:
+            self.known[key] = evidence.needed
         return self.known[key]
 
     @staticmethod
@@ -79,16 +96,26 @@ class Classes:
         return found
 
 
+def _key(node: Node, dtype: str) -> tuple[Any, ...]:
+    return node.layer.name, node.options, dtype
+
+
+def _inside(node: Node) -> Arithmetic:
+    return INSIDE
+
+
 class Evidence:
     """What the probes of a node tell of its arithmetic.
 
     needed: the coarsest class that some tensor of them needs. One that fits in none is wrong, and tells no class.
+    least: the finest that is asked about. others: the class of another node of the network.
     """
 
-    def __init__(self, node: Node, least: Arithmetic = INSIDE) -> None:
-        self.needed = least
+    def __init__(self, node: Node, least: Arithmetic = INSIDE, others: Callable[[Node], Arithmetic] = _inside) -> None:
+        self.needed = self._least = least
         self._node = node
-        self._roundings: dict[str, list[Any]] = {}
+        self._others = others
+        self._given: dict[str, list[tuple[Statement, Any, str]]] = {}
 
     def gather(self, probes: Iterable[Case], probe: Probe) -> None:
         """Run the probes, and see what they need."""
@@ -96,35 +123,49 @@ class Evidence:
             result = probe(case)
             for statement in result[0] if result else ():
                 given = result[1].get(statement.key) if result else None
+                if not any(equation.node.name == self._node.name for equation, _ in statement.parts):
+                    continue
                 if self.needed is not EVERY:
-                    self.needed = _needed(statement, given, case.dtype, self._node, self.needed)
+                    self.needed = self._needed_by(statement, given, case.dtype)
                 if usable(given, statement.expected.shape):
-                    found = signed_roundings(statement, given, case.dtype)
-                    self._roundings.setdefault(statement.key, []).append(found)
+                    self._given.setdefault(statement.key, []).append((statement, given, case.dtype))
+
+    def _needed_by(self, statement: Statement, got: Any, dtype: str) -> Arithmetic:
+        """The finest class, from what is needed anyway on, in which the tensor agrees; that, where it does in none."""
+        for each in ARITHMETICS.values():
+            if FINER[each.name] >= FINER[self.needed.name]:
+                check = judge(statement, got, dtype, self._arithmetics(statement, each))
+                if not check.kind and (check.bound or check.noise_units <= SUFFICIENT):
+                    return each
+        return self.needed
+
+    def _arithmetics(self, statement: Statement, own: Arithmetic) -> dict[str, Arithmetic]:
+        names = {equation.node.name: equation.node for equation, _ in statement.parts}
+        return {name: own if name == self._node.name else self._others(node) for name, node in names.items()}
 
     @property
     def one_sided(self) -> bool:
-        """Whether some element errs to the same side again and again, by more than a rounded constant explains.
+        """Whether some element errs to the same side again and again, in the coarser class that is needed.
 
-        Rounding of ordinary numbers errs to both sides: something else is at work then.
+        Rounding errs to both sides: something else is at work then.
         """
-        enough = (each for each in self._roundings.values() if len(each) >= FEWEST_PROBES)
-        return any(_one_sided(np.stack(each)) for each in enough)
+        if self.needed is self._least:
+            return False
+        return any(_one_sided(np.stack([self._signed(*given) for given in each])) for each in self._given.values())
+
+    def _signed(self, statement: Statement, got: Any, dtype: str) -> Any:
+        return signed_roundings(statement, got, dtype, self._arithmetics(statement, self.needed))
 
 
 def _one_sided(roundings: Any) -> bool:
+    """Whether some element's mean over the probes is not 0, by Student's t."""
+    told = ~np.isnan(roundings)
+    count = np.maximum(told.sum(axis=0), 2)
     with np.errstate(all="ignore"):
-        mean = np.abs(roundings.mean(axis=0))
-        error = roundings.std(axis=0, ddof=1) / np.sqrt(len(roundings))
-        return bool(((mean > ONE_SIDED) & (mean > SIGNIFICANT * error) & np.isfinite(mean)).any())
-
-
-def _needed(statement: Statement, got: Any, dtype: str, node: Node, least: Arithmetic) -> Arithmetic:
-    """The finest class, from `least` on, in which the tensor agrees; `least` where it does in none."""
-    coarser = [each for each in ARITHMETICS.values() if FINER[each.name] >= FINER[least.name]]
-    checks = ((each, judge(statement, got, dtype, {node.name: each})) for each in coarser)
-    fitting = (each for each, check in checks if not check.kind and (check.bound or check.noise_units <= SUFFICIENT))
-    return next(fitting, least)
+        mean = np.where(told, roundings, 0.0).sum(axis=0) / count
+        variance = np.where(told, (roundings - mean) ** 2, 0.0).sum(axis=0) / (count - 1)
+        surely = np.abs(mean) > stdtrit(count - 1, 1.0 - BY_CHANCE) * np.sqrt(variance / count)
+        return bool(((np.abs(mean) > ONE_SIDED) & surely & (count >= FEWEST_TO_AVERAGE) & np.isfinite(mean)).any())
 
 
 def _probes(case: Case) -> int:

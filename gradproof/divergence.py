@@ -17,10 +17,14 @@ import numpy as np
 
 from gradproof.adapter import Adapter
 from gradproof.agreement import Evidence, TensorCheck
-from gradproof.case import Case
+from gradproof.case import Case, upcast
 from gradproof.dtypes import VALID_DTYPES
 from gradproof.layer import Layer, OptionValue, Shape
+from gradproof.network import Node
 from gradproof.reference import LAYERS
+
+COTANGENT = "cotangent"
+"""Stands for an argument's name in an entry that is located by the gradient of the layer's output."""
 
 KINDS = ("value", "gradient", "nonfinite")
 """The kinds of disagreement that an entry can describe."""
@@ -35,6 +39,7 @@ STATISTICS: dict[str, Statistic] = {
     "peak over range": lambda x, axes: (
         np.abs(x).max(axis=axes, keepdims=True) / (x.max(axis=axes, keepdims=True) - x.min(axis=axes, keepdims=True))
     ),
+    "variance": lambda x, axes: x.var(axis=axes, keepdims=True),
     "largest product": lambda x, axes: np.maximum(np.abs(x), 1.0).prod(axis=axes, keepdims=True),
     "smallest product": lambda x, axes: np.minimum(np.where(x == 0, np.nan, np.abs(x)), 1.0).prod(
         axis=axes, keepdims=True
@@ -42,7 +47,8 @@ STATISTICS: dict[str, Statistic] = {
 }
 """What an entry may locate in place of an argument's numbers: the magnitude of each, the largest of all, or one number
 per slice along some axes: the largest magnitude, the largest less the smallest, the former over the latter, the
-largest or smallest magnitude that a product of some of them can have (NaN, which lies nowhere, where one is 0)."""
+variance, the largest or smallest magnitude that a product of some of them can have (NaN, which lies nowhere, where one
+is 0)."""
 
 
 class DivergenceError(ValueError):
@@ -53,9 +59,10 @@ class DivergenceError(ValueError):
 class Divergence:
     """One entry of a known-divergence file.
 
-    layer, dtypes: where it shows. argument, between: it shows where this argument or parameter of the layer, times the
-    option named `times` if any, lies between these two numbers (both included). statistic, along: or where this
-    statistic of the argument does, taken along the axes that the option `along` names. options: it shows with these.
+    layer, dtypes: where it shows. argument, between: it shows where this argument or parameter of the layer, or
+    "cotangent" for the gradient of its output, times the option named `times` if any, lies between these two numbers
+    (both included). statistic, along: or where this statistic of the argument does, taken along the axes that the
+    option `along` names, or so many of the last ones. options: it shows with these.
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
     it is off at most, as a share of the expected number plus a number, which for gradients is in units of the largest
     finite cotangent. versions: prefixes of the adapter's.
@@ -101,10 +108,11 @@ class Divergence:
         """Mask of the elements of a tensor of this shape; all of them or none where they have other places."""
         (node,) = case.network.nodes
         options = dict(node.options)
-        argument = case.exact_values[dict(node.sources)[self.argument]]
+        argument = self._located_by(case, node)
         measured: Any = argument * float(options[self.times]) if self.times else argument  # type: ignore[arg-type]
         if self.statistic:
-            axes: Any = options.get(self.along, ())
+            axes = options.get(self.along, ())
+            axes = tuple(range(-axes, 0)) if isinstance(axes, int) and self.along == "axes" else axes
             with np.errstate(all="ignore"):
                 measured = STATISTICS[self.statistic](measured, axes)
         held = (measured >= self.between[0]) & (measured <= self.between[1])
@@ -112,6 +120,11 @@ class Divergence:
             return np.broadcast_to(held, shape)
         per_slice = bool(self.along) and held.size == math.prod(shape)
         return held.reshape(shape) if per_slice else np.asarray(held.any())
+
+    def _located_by(self, case: Case, node: Node) -> np.ndarray:
+        if self.argument == COTANGENT:
+            return upcast(case.cotangent)
+        return case.exact_values[dict(node.sources)[self.argument]]
 
 
 def _largest(array: np.ndarray) -> float:
@@ -187,20 +200,31 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "layer", [entry["layer"]], LAYERS)
     options = [option.name for option in LAYERS[entry["layer"]].options]
     arguments = _arguments(LAYERS[entry["layer"]])
-    _require_known(where, "argument", [entry["argument"]], arguments)
+    _require_known(where, "argument", [entry["argument"]], [*arguments, COTANGENT])
     _require_known(where, "option", entry.get("options", {}), options)
     _require_known(where, "option", [entry[name] for name in ("times", "along") if name in entry], options)
     _require_known(where, "witness argument", entry["witness"], arguments)
     _require_known(where, "statistic", [entry.get("statistic", "magnitude")], STATISTICS)
     _require_known(where, "kind", entry["kinds"], KINDS)
     _require_known(where, "dtype", entry["dtypes"], VALID_DTYPES)
+    _require_bounds(where, entry)
     return Divergence(**_tupled(entry) | {"options": _tupled(entry.get("options", {}))})
+
+
+def _require_bounds(where: str, entry: Mapping[str, Any]) -> None:
+    """Raise where wrong numbers would be excused without a bound on their error."""
+    bounds = {name: entry.get(name, 0.0) for name in ("max_relative_error", "max_absolute_error")}
+    for name, bound in bounds.items():
+        if not (isinstance(bound, int | float) and 0.0 <= bound < math.inf):
+            raise DivergenceError(f"{where}: {name} must be a finite number of at least 0, got {bound!r}")
+    if set(entry["kinds"]) != {"nonfinite"} and not any(bounds.values()):
+        raise DivergenceError(f"{where}: max_relative_error or max_absolute_error must say how far it is off at most")
 
 
 def _arguments(layer: Layer) -> list[str]:
     """What an entry may name: the layer's arguments, and its parameters, which only its forward function tells."""
-    options = {option.name for option in layer.options}
-    named = [name for name in inspect.signature(layer.forward).parameters if name not in options]
+    parameters = inspect.signature(layer.forward).parameters
+    named = [name for name, each in parameters.items() if each.kind is not inspect.Parameter.KEYWORD_ONLY]
     return [*dict.fromkeys([*(argument.name for argument in layer.arguments), *named])]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -115,15 +115,8 @@ class Examination:
 
     @property
     def accuracy(self) -> list[tuple[str, str]]:
-        """Layer and algorithm of every tensor in which an honest algorithm loses digits."""
-        return [(self._layer_of(check), check.algorithm) for check in self.checks if check.algorithm]
-
-    def _layer_of(self, check: TensorCheck) -> str:
-        """The layer whose algorithm it is, of the nodes whose equation the tensor belongs to."""
-        assert self.equations is not None
-        nodes = [equation.node for equation, _ in self.equations[check.key].parts]
-        fitting = (n for n in nodes if any(each.name == check.algorithm for each in algorithms_of(n.layer.name)))
-        return next(fitting).layer.name
+        """Layer and algorithms of every tensor in which an honest algorithm loses digits."""
+        return [check.algorithm for check in self.checks if check.algorithm]
 
     @cached_property
     def unblamed(self) -> tuple[TensorCheck, ...]:
@@ -219,24 +212,26 @@ def _classes(
 ) -> dict[str, Arithmetic]:
     """Node -> class of its arithmetic, for the nodes whose equations these are.
 
-    It is found out where it explains some of what is wrong.
+    It is found out where it explains some of what is wrong: of each node alone, then, where that is not enough, in the
+    network.
     """
-    dtype, nodes = equations.case.dtype, [equation.node for equation, _ in statement.parts]
-    if dtype not in HALF:
+    case, nodes = equations.case, {equation.node.name: equation.node for equation, _ in statement.parts}
+    if case.dtype not in HALF:
         return {}
-    found = {node.name: subject.classes.already(node, dtype) for node in nodes}
-    coarser = (judge(statement, got, dtype, {node.name: each for node in nodes}) for each in (STORED, EVERY))
+    found = {name: subject.classes.already(node, case.dtype) for name, node in nodes.items()}
+    coarser = (judge(statement, got, case.dtype, dict.fromkeys(nodes, each)) for each in (STORED, EVERY))
     if all(each.evidence and (each.evidence.wrong >= wrong).all() for each in coarser):
         return found
-    for equation, _ in statement.parts:
-        alone = _own_case(equations, equation.node)
-        if alone is not None:
-            found[equation.node.name] = subject.classes.of(alone, lambda case: _probe(subject, case))
+    alone = {name: own for name, node in nodes.items() if (own := _own_case(equations, node)) is not None}
+    probe = partial(_probe, subject)
+    found |= {name: subject.classes.of(own, probe) for name, own in alone.items()}
+    if len(case.network.nodes) > 1 and judge(statement, got, case.dtype, found).kind:
+        found |= {name: subject.classes.within(nodes[name], own, case, probe) for name, own in alone.items()}
     return found
 
 
 def _probe(subject: Subject, case: Case) -> tuple[Equations, Mapping[str, Any]] | None:
-    """The equations of a case of one node, and what the adapter gave for it; None where it gave nothing."""
+    """The equations of a case, and what the adapter gave for it; None where it gave nothing."""
     trace = run(subject.adapter, case, subject.timeout)
     return None if trace.failure else (subject.equations(case, trace.got), trace.got)
 
@@ -249,14 +244,17 @@ def _by_algorithm(
     classes: Mapping[str, Arithmetic],
     check: TensorCheck,
 ) -> TensorCheck:
-    """The check where an honest algorithm loses the digits that are missing: of kind "accuracy" if that is asked."""
+    """The check where honest algorithms lose the digits that are missing: of kind "accuracy" if that is asked."""
     for equation, _ in statement.parts:
         node = equation.node
-        for algorithm in algorithms_of(node.layer.name):
-            other = judge(statement, got, dtype, classes, {node.name: algorithm})
-            if not other.kind:
-                told = replace(check, evidence=None, algorithm=algorithm.name)
-                return replace(told, kind="accuracy" if subject.strict else None)
+        fitting = [
+            each.name
+            for each in algorithms_of(node.layer.name)
+            if not judge(statement, got, dtype, classes, {node.name: each}).kind
+        ]
+        if fitting:
+            told = replace(check, evidence=None, algorithm=(node.layer.name, " or ".join(fitting)))
+            return replace(told, kind="accuracy" if subject.strict else None)
     return check
 
 

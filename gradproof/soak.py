@@ -183,7 +183,7 @@ class Outcome:
             self.elements[where] += check.elements
             self.unverifiable[where] += check.unverifiable
             if check.algorithm:
-                self.accuracy[f"{where} {row.layer}: {check.algorithm}"] += 1
+                self.accuracy[f"{where} {': '.join(check.algorithm)}"] += 1
             elif check.index is not None and not check.bound:
                 key = (examination.adapter, examination.case.dtype, row.layer)
                 self.units.setdefault(key, Distribution()).add(check.noise_units)

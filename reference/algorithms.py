@@ -8,6 +8,7 @@ function as the textbook's pair; a scaled or a missing term does not pass as one
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,11 +25,14 @@ from gradproof.reference.attention import (
 from gradproof.reference.classification import cross_entropy_backward, cross_entropy_forward
 from gradproof.reference.common import Array, positive_part
 from gradproof.reference.normalization import (
-    affine,
+    Axes,
     batch_norm_backward,
     batch_norm_forward,
     group_norm_backward,
+    group_norm_forward,
+    instance_norm_forward,
     layer_norm_backward,
+    layer_norm_forward,
 )
 from gradproof.reference.piecewise import SELU_ALPHA, SELU_SCALE, celu_backward, elu_backward, selu_backward
 from gradproof.reference.reductions import reduce_var_backward, reduce_var_forward
@@ -101,10 +105,10 @@ def rows_of_output(dout: Array, v: Array, probabilities: Array, dprobabilities: 
     return (dout * (probabilities @ v)).sum(axis=-1, keepdims=True)
 
 
-# The variance as a difference of moments.
+# Normalization: z and r = 1 / sqrt(v + eps) in other ways.
 
 
-def _by_moments(x: Array, over: Any, eps: float) -> tuple[Array, Array]:
+def by_moments(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
     """z and r with v = mean(x^2) - mean(x)^2, not below 0."""
     mean = x.mean(axis=over, keepdims=True)
     variance = positive_part((x * x).mean(axis=over, keepdims=True) - mean * mean)
@@ -112,40 +116,19 @@ def _by_moments(x: Array, over: Any, eps: float) -> tuple[Array, Array]:
     return (x - mean) * reciprocal, reciprocal
 
 
-def layer_norm_by_moments(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, axes: int, eps: float
-) -> tuple[Array, Any]:
-    """Layer norm with v = mean(x^2) - mean(x)^2."""
-    over = tuple(range(-axes, 0))
-    normalized, reciprocal = _by_moments(x, over, eps)
-    return (normalized if weight is None else normalized * weight + bias), (normalized, reciprocal, weight, over)
+def by_folding(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
+    """z = x r - mean(x) r, one multiplication and one addition for every x, with moments taken from the first x on."""
+    first = x[tuple(slice(0, 1) if axis in over or axis - x.ndim in over else slice(None) for axis in range(x.ndim))]
+    from_first = x - first
+    offset = from_first.mean(axis=over, keepdims=True)
+    centered = from_first - offset
+    reciprocal = 1.0 / np.sqrt((centered * centered).mean(axis=over, keepdims=True) + eps)
+    return x * reciprocal - (first + offset) * reciprocal, reciprocal
 
 
-def batch_norm_by_moments(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float, **running: Array
-) -> tuple[Array, Any]:
-    """Batch norm with v = mean(x^2) - mean(x)^2, in training."""
-    if running:
-        return batch_norm_forward(x, weight=weight, bias=bias, eps=eps, **running)
-    over = (0, *range(2, x.ndim))
-    normalized, reciprocal = _by_moments(x, over, eps)
-    return affine(normalized, weight, bias), (normalized, reciprocal, weight, over)
-
-
-def group_norm_by_moments(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, groups: int, eps: float
-) -> tuple[Array, Any]:
-    """Group norm with v = mean(x^2) - mean(x)^2."""
-    normalized, reciprocal = _by_moments(x.reshape(x.shape[0], groups, -1), (2,), eps)
-    normalized = normalized.reshape(x.shape)
-    return affine(normalized, weight, bias), (normalized, reciprocal, weight)
-
-
-def instance_norm_by_moments(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float
-) -> tuple[Array, Any]:
-    """Instance norm with v = mean(x^2) - mean(x)^2."""
-    return group_norm_by_moments(x, weight, bias, groups=x.shape[1], eps=eps)
+def _normalizations(forward: Callable[..., tuple[Array, Any]], backward: Callable[..., Any]) -> tuple[Algorithm, ...]:
+    ways = {FOLDED: by_folding, MOMENTS: by_moments}
+    return tuple(Algorithm(name, (partial(forward, normalize=way), backward)) for name, way in ways.items())
 
 
 def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Any]:
@@ -200,6 +183,7 @@ def silu_by_tanh(x: Array) -> tuple[Array, Any]:
 
 FROM_SUM = "exp(x - logsumexp(x))"
 MOMENTS = "mean(x^2) - mean(x)^2"
+FOLDED = "x r - mean(x) r"
 OUTPUT_ROWS = "row sums of dO * O"
 EXP_LESS_ONE = "exp(x) - 1"
 BY_TANH = "(1 + tanh(x / 2)) / 2"
@@ -227,10 +211,10 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
             (multi_head_attention_forward, partial(multi_head_attention_backward, rows=rows_of_output)),
         ),
     ),
-    "layer_norm": (Algorithm(MOMENTS, (layer_norm_by_moments, layer_norm_backward)),),
-    "batch_norm": (Algorithm(MOMENTS, (batch_norm_by_moments, batch_norm_backward)),),
-    "group_norm": (Algorithm(MOMENTS, (group_norm_by_moments, group_norm_backward)),),
-    "instance_norm": (Algorithm(MOMENTS, (instance_norm_by_moments, group_norm_backward)),),
+    "layer_norm": _normalizations(layer_norm_forward, layer_norm_backward),
+    "batch_norm": _normalizations(batch_norm_forward, batch_norm_backward),
+    "group_norm": _normalizations(group_norm_forward, group_norm_backward),
+    "instance_norm": _normalizations(instance_norm_forward, group_norm_backward),
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward)),),
     "elu": (Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),),
     "selu": (Algorithm(EXP_LESS_ONE, (selu_by_exp, selu_backward)),),

@@ -8,7 +8,7 @@ z the normalised x, g = dout * weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,9 @@ from gradproof.reference.linear import linear_backward, linear_forward
 
 Axes = tuple[int, ...]
 
+Normalize = Callable[[Array, Axes, float], tuple[Array, Array]]
+"""What gives z and r over some axes."""
+
 
 def standardized(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
     """z = (x - m) r and r, over some axes. The variance is that of the centred numbers, so that it keeps its digits."""
@@ -52,14 +55,20 @@ def standardized_backward(g: Array, normalized: Array, reciprocal: Array, over: 
 
 
 def layer_norm_forward(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, axes: int, eps: float
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axes: int,
+    eps: float,
+    normalize: Normalize = standardized,
 ) -> tuple[Array, tuple[Any, ...]]:
     """out = (x - m) r * weight + bias, m the mean over D, r = 1 / sqrt(variance over D + eps) (Ba et al. 2016).
 
     Shapes: x and out (..., D), D the trailing `axes`, weight and bias (D).
     """
     over = tuple(range(-axes, 0))
-    normalized, reciprocal = standardized(x, over, eps)
+    normalized, reciprocal = normalize(x, over, eps)
     cache = (normalized, reciprocal, weight, over)
     return (normalized if weight is None else normalized * weight + bias), cache
 
@@ -101,7 +110,7 @@ def along_channels(each: Array, rank: int) -> Array:
     return each.reshape(-1, *(1,) * (rank - 2))
 
 
-def affine(normalized: Array, weight: Array | None, bias: Array | None) -> Array:
+def _affine(normalized: Array, weight: Array | None, bias: Array | None) -> Array:
     """z * weight + bias, with a weight and a bias for each channel, or none."""
     if weight is None or bias is None:
         return normalized
@@ -125,6 +134,7 @@ def batch_norm_forward(
     bias: Array | None = None,
     *,
     eps: float,
+    normalize: Normalize = standardized,
 ) -> tuple[Array, tuple[Any, ...]]:
     """out = (x - m) r * weight + bias, per channel (Ioffe and Szegedy 2015).
 
@@ -134,11 +144,11 @@ def batch_norm_forward(
     over: Axes = ()
     if running_mean is None or running_var is None:
         over = (0, *range(2, x.ndim))
-        normalized, reciprocal = standardized(x, over, eps)
+        normalized, reciprocal = normalize(x, over, eps)
     else:
         reciprocal = along_channels(1.0 / np.sqrt(running_var + eps), x.ndim)
         normalized = (x - along_channels(running_mean, x.ndim)) * reciprocal
-    return affine(normalized, weight, bias), (normalized, reciprocal, weight, over)
+    return _affine(normalized, weight, bias), (normalized, reciprocal, weight, over)
 
 
 def batch_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
@@ -150,16 +160,22 @@ def batch_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
 
 
 def group_norm_forward(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, groups: int, eps: float
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    groups: int,
+    eps: float,
+    normalize: Normalize = standardized,
 ) -> tuple[Array, tuple[Any, ...]]:
     """out = (x - m) r * weight + bias, m and v over S and the channels of a group (Wu and He 2018).
 
     Shapes: x and out (B, C, S...), weight and bias (C,); a group is C / `groups` channels in a row.
     """
     grouped = x.reshape(x.shape[0], groups, -1)
-    normalized, reciprocal = standardized(grouped, (2,), eps)
+    normalized, reciprocal = normalize(grouped, (-1,), eps)
     normalized = normalized.reshape(x.shape)
-    return affine(normalized, weight, bias), (normalized, reciprocal, weight)
+    return _affine(normalized, weight, bias), (normalized, reciprocal, weight)
 
 
 def group_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
@@ -172,13 +188,18 @@ def group_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
 
 
 def instance_norm_forward(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, eps: float
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float,
+    normalize: Normalize = standardized,
 ) -> tuple[Array, tuple[Any, ...]]:
     """out = (x - m) r * weight + bias, m and v over S: each channel by itself (Ulyanov et al. 2016).
 
     Shapes: x and out (B, C, S...), weight and bias (C,).
     """
-    return group_norm_forward(x, weight, bias, groups=x.shape[1], eps=eps)
+    return group_norm_forward(x, weight, bias, groups=x.shape[1], eps=eps, normalize=normalize)
 
 
 def local_response_norm_forward(
