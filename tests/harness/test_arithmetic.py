@@ -439,3 +439,49 @@ def test_each_node_is_judged_by_its_own_class() -> None:
     found = examined(Half("inside", wrong), case)
     assert [culprit.node.name for culprit in found.culprits] == ["h"]
     assert set(kinds(found)) == {"value:h"}
+
+
+# In a network.
+
+
+class InCompany(Half):
+    """Rounds its results once when a layer is run alone, and every operation in a network: another kernel is chosen."""
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        self.arithmetic = "every" if len(network.nodes) > 1 else "inside"
+        return super().forward(network, values, dtype)
+
+
+def in_company(layer: str, dtype: str = "bfloat16", shape: Sequence[int] = (8, 16)) -> Case:
+    """The layer behind another, on ordinary numbers."""
+    nodes = (Node.of("before", LAYERS["identity"], "x"), Node.of("out", LAYERS[layer], "before"))
+    network = Network((Input("x", tuple(shape)),), nodes)
+    draw = np.random.default_rng(1).normal
+    return Case(network, dtype, {"x": draw(size=shape).astype(dtype)}, draw(size=network.shapes["out"]).astype(dtype))
+
+
+@pytest.mark.parametrize("layer", ["sigmoid", "softmax", "gelu"])
+def test_a_class_that_shows_in_a_network_alone_is_found_there(layer: str) -> None:
+    found = Subject(InCompany("every"), {})
+    assert examine(found, in_company(layer)).agrees
+    assert found.classes.by_layer("bfloat16")[layer] == "every"
+    strict = examined(InCompany("every"), in_company(layer), "inside")
+    assert {culprit.node.layer.name for culprit in strict.culprits} == {layer}
+    assert set(kinds(strict).values()) == {"arithmetic"}
+
+
+class WrongInCompany(Half):
+    """Scales the gradient of softmax where another layer stands beside it."""
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        row = LAYERS["softmax"]
+        wrong = (row.forward, lambda dout, cache: {"x": 1.03 * row.backward(np.asarray(dout), cache)["x"]})
+        self._rows = {"softmax": wrong} if len(network.nodes) > 1 else {}
+        return super().forward(network, values, dtype)
+
+
+@EACH_HALF
+def test_a_fault_that_shows_in_a_network_alone_is_no_class(dtype: str) -> None:
+    found = examined(WrongInCompany("inside"), in_company("softmax", dtype))
+    assert kinds(found) == {"gradient:before": "gradient"}
+    assert {culprit.node.layer.name for culprit in found.culprits} == {"softmax"}

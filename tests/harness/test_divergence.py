@@ -16,7 +16,7 @@ import gradproof.adapters
 from gradproof.adapter import Adapter
 from gradproof.case import Case
 from gradproof.check import Report, check
-from gradproof.divergence import Divergence, DivergenceError, divergences_of, explanation, read_divergences
+from gradproof.divergence import COTANGENT, Divergence, DivergenceError, divergences_of, explanation, read_divergences
 from gradproof.dtypes import VALID_DTYPES
 from gradproof.examination import Examination, Subject, examine
 from gradproof.kinks import one_node, stale_divergences, witness_case
@@ -126,6 +126,18 @@ REFUSED = {
     "in another dtype": (
         ENTRY + "[divergence.also.float16]\nbetween = [1.0]",
         "framework.toml: entry 1: also float16: between must be [low, high], got [1.0]",
+    ),
+    "an error of any size": (
+        changed("max_relative_error = 1e-6", "max_relative_error = 1e-6\nmax_absolute_error = inf"),
+        "framework.toml: entry 1: max_absolute_error must be a finite number of at least 0, got inf",
+    ),
+    "an error below nothing": (
+        changed("max_relative_error = 1e-6", "max_relative_error = -1e-6"),
+        "framework.toml: entry 1: max_relative_error must be a finite number of at least 0, got -1e-06",
+    ),
+    "no size of error": (
+        changed("max_relative_error = 1e-6", ""),
+        "framework.toml: entry 1: max_relative_error or max_absolute_error must say how far it is off at most",
     ),
     "in a later entry": (
         ENTRY + changed("[20.0, inf]", "[]"),
@@ -352,6 +364,8 @@ STATISTICS = {
     ("peak", 8.0, 8.0): [[0, 0, 0], [1, 1, 1], [0, 0, 0]],
     ("range", 0.0, 0.0): [[1, 1, 1], [0, 0, 0], [1, 1, 1]],
     ("range", 8.5, 8.5): [[0, 0, 0], [1, 1, 1], [0, 0, 0]],
+    ("variance", 0.0, 0.0): [[1, 1, 1], [0, 0, 0], [1, 1, 1]],
+    ("variance", 15.0, 16.0): [[0, 0, 0], [1, 1, 1], [0, 0, 0]],
     ("largest product", 8.0, 8.0): [[0, 0, 0], [1, 1, 1], [0, 0, 0]],
     ("largest product", 27.0, 27.0): [[0, 0, 0], [0, 0, 0], [1, 1, 1]],
     ("smallest product", 0.0, 1.0): [[0, 0, 0], [0, 0, 0], [1, 1, 1]],
@@ -373,6 +387,24 @@ def test_a_slice_may_have_several_axes() -> None:
     entry = replace(READ, layer="reduce_sum", between=(11.0, 11.0), statistic="range", along="axes")
     assert entry.located(case, ())
     assert not replace(entry, between=(8.5, 8.5)).located(case, ())
+
+
+def test_an_option_may_tell_how_many_of_the_last_axes_a_slice_has() -> None:
+    case = one_node(LAYERS["layer_norm"], {"axes": 1}, {"x": ROWS_OF}, "float64")
+    entry = replace(READ, layer="layer_norm", between=(8.5, 8.5), statistic="range", along="axes")
+    assert entry.located(case, (3, 3)).tolist() == [[False] * 3, [True] * 3, [False] * 3]
+    whole = one_node(LAYERS["layer_norm"], {"axes": 2}, {"x": ROWS_OF}, "float64")
+    assert replace(entry, between=(11.0, 11.0)).located(whole, (3, 3)).all()
+    assert not entry.located(whole, (3, 3)).any()
+
+
+def test_an_entry_may_be_located_by_the_cotangent() -> None:
+    case = softplus_case([21.0, 22.0])  # cotangents 0.5 and 1.5
+    row = softplus_row(slope=lambda dx, x: dx * (1.0 + 1e-8))
+    entry = replace(READ, argument="cotangent", kinds=("gradient",))
+    assert examined(case, replace(entry, between=(0.5, 2.0)), row=row).known
+    assert not examined(case, replace(entry, between=(1.0, 2.0)), row=row).known
+    assert examined(case, replace(entry, between=(1.5, 1.5), statistic="largest"), row=row).known
 
 
 def test_a_product_too_small_for_the_dtype_is_no_zero() -> None:
@@ -601,8 +633,9 @@ def test_every_entry_names_what_exists(name: str) -> None:
         assert set(entry.dtypes) <= set(VALID_DTYPES)
         assert set(entry.kinds) <= {"value", "gradient", "nonfinite"}
         case = witness_case(entry, entry.dtypes[0])
-        assert {entry.argument, *entry.witness} <= case.values.keys()
-        assert entry.located(case, case.values[entry.argument].shape).any()
+        located_by = case.values | {COTANGENT: case.cotangent}
+        assert {entry.argument, *entry.witness} <= located_by.keys()
+        assert entry.located(case, located_by[entry.argument].shape).any()
         assert entry.link.startswith("https://")
         assert entry.reason
 

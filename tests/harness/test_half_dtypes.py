@@ -12,7 +12,9 @@ from gradproof.case import Case
 from gradproof.check import check
 from gradproof.drawing import draw_each
 from gradproof.dtypes import DTYPES, HALF, limits
-from gradproof.network import Input, Network, Node
+from gradproof.examination import Subject, examine
+from gradproof.kinks import one_node
+from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 from gradproof.registry import load_adapter
 
@@ -95,3 +97,22 @@ def test_a_gradient_that_is_a_little_too_large_is_found(dtype: str, factor: floa
     assert "tanh" in {culprit.node.layer.name for each, _ in report.examinations for culprit in each.culprits}
     right = check([loaded("torch")], dtypes=[dtype], networks=60, seed=7, layers=["tanh"], failures=None, max_nodes=2)
     assert right.agrees
+
+
+@EACH_HALF
+@pytest.mark.parametrize("layer", ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation"),
+    [(1, 3, 1, 1, 1), (1, 2, 3, 1, 1), (2, 2, 1, 1, 3), (1, 1, 2, 1, 2), (4, 3, 2, 1, 1)],
+)
+def test_torch_survives_a_tap_that_meets_padding_alone(
+    layer: str, size: int, kernel: int, stride: int, padding: int, dilation: int, dtype: str
+) -> None:
+    axes = int(layer[-2])
+    options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    spread = {name: (each,) * axes for name, each in options.items()} | {"features": 2}
+    try:
+        case = one_node(LAYERS[layer], spread, 0.75, dtype, (2, 1, *[size] * axes))
+    except NetworkError:
+        pytest.skip(f"a transposed convolution of {size} has no output with these options")
+    assert examine(Subject(loaded("torch"), {}), case).agrees
