@@ -11,6 +11,7 @@ import numpy as np
 
 from gradproof.layer import Layer, Options
 from gradproof.network import Network
+from gradproof.place import place
 
 JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
 """The environment variable that moves JAX's compilation cache to another directory, or turns it "off"."""
@@ -31,7 +32,11 @@ class RelayedError(RuntimeError):
 
 
 class EndedError(RelayedError):
-    """The process of an adapter ended."""
+    """The process of an adapter ended. before: what had run in it before, nothing where it had just begun."""
+
+    def __init__(self, message: str, before: str = "") -> None:
+        super().__init__(message)
+        self.before = before
 
 
 class RelayedMemoryError(RelayedError, MemoryError):
@@ -93,13 +98,19 @@ def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str) -> b
         return bool(adapter.supports(layer, options, dtype))
     except Exception as error:
         raise AdapterError(
-            f"adapter {adapter.name!r} cannot tell whether it supports {layer.name}: {told(error)}"
+            f"adapter {adapter.name!r} cannot tell whether it supports {layer.name}: {told_where(error)}"
         ) from error
 
 
 def told(error: BaseException) -> str:
     """An error's type and message on one line, the message cut where it is a page."""
+    if isinstance(error, RelayedError):  # it was cut where it was raised
+        return str(error)
     message = textwrap.shorten(str(error), TOLD, placeholder=" ...")
-    if isinstance(error, RelayedError):
-        return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def told_where(error: BaseException) -> str:
+    """The same, and where in the adapter it was raised."""
+    where = "" if isinstance(error, RelayedError) else place(error)
+    return f"{told(error)} ({where})" if where else told(error)

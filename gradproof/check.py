@@ -24,7 +24,7 @@ from gradproof.kinks import probed_subject, stale_divergences
 from gradproof.reference import LAYERS
 from gradproof.registry import load_adapters
 from gradproof.rows import Row, rows
-from gradproof.running import OF_THE_RUN
+from gradproof.running import OF_THE_RUN, REUSED
 
 SCHEMA = 1
 NETWORKS = 300
@@ -395,7 +395,7 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
         node=row.node,
         layer=row.layer,
         tensor=check.tensor,
-        kind="composition" if row.verdict == "composition" and check.kind not in OF_THE_RUN else str(check.kind),
+        kind=_kind(row),
         max_error=check.max_error,
         noise_units=check.noise_units,
         bound=check.bound,
@@ -406,6 +406,12 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
         cause=row.cause,
         spec=spec,
     )
+
+
+def _kind(row: Row) -> str:
+    """What is wrong with a tensor; "composition" where it is in its numbers, and by no layer's fault."""
+    between = row.verdict == "composition" and row.check.kind not in (*OF_THE_RUN, REUSED)
+    return "composition" if between else str(row.check.kind)
 
 
 def replay(

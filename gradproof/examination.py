@@ -12,7 +12,7 @@ import numpy as np
 from gradproof.adapter import Adapter, supported
 from gradproof.agreement import Evidence, TensorCheck, judge, unknown
 from gradproof.arithmetic import Classes
-from gradproof.case import Case
+from gradproof.case import Case, redrawn
 from gradproof.diagnosis import Diagnosis, Observation, diagnose, diagnose_in_place, diagnose_sum
 from gradproof.divergence import Divergence, Suspected, explanation
 from gradproof.dtypes import HALF
@@ -21,8 +21,9 @@ from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.algorithms import algorithms_of
 from gradproof.reference.walk import Conventions
-from gradproof.running import OF_THE_RUN, Trace, run, run_again, run_backward_again
+from gradproof.running import OF_THE_RUN, REUSED, Trace, reused_check, run, run_again, run_backward_again
 from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
+from gradproof.watch import Remark
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Subject:
     classes: of the arithmetic of its layers, found out as they are needed.
     strict: whether an honest algorithm that loses digits counts as a disagreement.
     demanded: the coarsest class of arithmetic that is no disagreement.
+    called_twice: layers of the networks that were called a second time, to see whether that overwrites the results.
     """
 
     adapter: Adapter
@@ -43,6 +45,7 @@ class Subject:
     classes: Classes = field(default_factory=Classes, compare=False)
     strict: bool = False
     demanded: str = "every"
+    called_twice: set[str] = field(default_factory=set, compare=False)
 
     def supports(self, network: Network, dtype: str) -> bool:
         return all(supported(self.adapter, node.layer, dict(node.options), dtype) for node in network.nodes)
@@ -141,6 +144,8 @@ class Examination:
 def examine(subject: Subject, case: Case) -> Examination:
     """Run the adapter on the case, check every equation, and where one fails name the guilty nodes."""
     found = _verdict(subject, case)
+    if found.trace.before:  # no layer of this network need have ended the process
+        return found
     if found.trace.failure:
         return replace(found, culprits=tuple(_alone(subject, found, case.network.nodes)))
     return found if found.agrees else replace(found, culprits=tuple(_blamed(subject, found)))
@@ -148,26 +153,53 @@ def examine(subject: Subject, case: Case) -> Examination:
 
 def _verdict(subject: Subject, case: Case) -> Examination:
     """The examination before anybody is blamed."""
-    trace = run(subject.adapter, case, subject.timeout)
+    trace = _run(subject, case)
     found = Examination(case, subject.adapter.name, (), conventions=subject.conventions, trace=trace)
     if trace.failure:
         return replace(found, checks=(trace.failure,))
     equations = subject.equations(case, trace.got)
     checks = _called_again(subject, equations, trace, tuple(_judged(subject, equations, trace.got)))
-    return replace(found, checks=(*_with_views(checks, trace), *trace.checks), equations=equations)
+    checks = tuple(_with_views(checks, trace))
+    reused = trace.reused
+    if _to_be_called_twice(subject, case, trace, checks):
+        other = redrawn(case)
+        again = _run(subject, other)
+        if again.failure:
+            return replace(found, case=other, trace=again, checks=(again.failure,))
+        reused = again.reused or reused
+    return replace(found, checks=(*_with_reused(checks, reused), *trace.checks), equations=equations)
+
+
+def _run(subject: Subject, case: Case) -> Trace:
+    """A run; where its process ended that had run others before, a fresh one tells whether the case alone ends it."""
+    trace = run(subject.adapter, case, subject.timeout)
+    if not trace.before:
+        return trace
+    again = run(subject.adapter, case, subject.timeout)
+    if again.ended:
+        return again
+    assert trace.failure is not None
+    alone = "but not when this network ran alone in a fresh process: an earlier network may have done the damage"
+    return replace(trace, failure=replace(trace.failure, got=f"{trace.failure.got}, {alone}; {trace.before}"))
+
+
+def _run_alone(subject: Subject, case: Case) -> Trace:
+    """A run; where its process ended that had run others before, the run in a fresh one counts."""
+    trace = run(subject.adapter, case, subject.timeout)
+    return run(subject.adapter, case, subject.timeout) if trace.before else trace
 
 
 def disagrees(subject: Subject, case: Case) -> bool:
     """Whether anything disagrees, without asking who is to blame."""
     trace = run(subject.adapter, case, subject.timeout)
-    if trace.failure or trace.checks or trace.views:
+    if trace.failure or trace.checks or trace.views or trace.reused:
         return True
     return any(check.kind for check in _judged(subject, subject.equations(case, trace.got), trace.got))
 
 
 def observe(subject: Subject, case: Case) -> Observation:
     """Run the adapter on a case of one node, and check it; the same may be done again on other cases."""
-    trace = run(subject.adapter, case, subject.timeout)
+    trace = _run_alone(subject, case)
     checks: tuple[TensorCheck, ...] = (trace.failure,) if trace.failure else ()
     if not trace.failure:
         checks = (*_judged(subject, subject.equations(case, trace.got), trace.got), *trace.checks)
@@ -265,6 +297,29 @@ def _with_views(checks: Iterable[TensorCheck], trace: Trace) -> Iterator[TensorC
         yield TensorCheck(check.key, check.shape, "view", float("inf"), got=trace.views[check.key]) if seen else check
 
 
+def _to_be_called_twice(subject: Subject, case: Case, trace: Trace, checks: Iterable[TensorCheck]) -> bool:
+    """Whether the network is to be run on other numbers too, to see whether that overwrites these results.
+
+    It is where this run has overwritten the last one's, to tell it by this network's names. Else it is once for every
+    layer: memory that is kept for every shape shows in drawn networks but rarely, for these have few shapes in common.
+    """
+    layers = {node.layer.name for node in case.network.nodes}
+    settled = trace.checks or trace.views or any(check.kind for check in checks) or layers <= subject.called_twice
+    if settled and not trace.reused:
+        return False
+    subject.called_twice.update(layers)
+    return True
+
+
+def _with_reused(checks: Sequence[TensorCheck], reused: Iterable[Remark]) -> Iterator[TensorCheck]:
+    """The checks, of kind "reused_buffer" where a tensor that agrees was overwritten; then those of other networks."""
+    own = {remark.key: remark for remark in reused if not remark.network}
+    for check in checks:
+        overwritten = check.key in own and not check.kind
+        yield reused_check(own[check.key], check.shape) if overwritten else check
+    yield from (reused_check(remark) for remark in reused if remark.network)
+
+
 def _called_again(
     subject: Subject, equations: Equations, trace: Trace, checks: tuple[TensorCheck, ...]
 ) -> tuple[TensorCheck, ...]:
@@ -282,10 +337,16 @@ def _called_again(
     if again.failure:
         return (again.failure,)
     # It may differ by rounding from the first, as sums in another order do.
-    twice = _judged(subject, subject.equations(equations.case, again.got), again.got)
+    twice = tuple(_judged(subject, subject.equations(equations.case, again.got), again.got))
+    if any(check.kind for check in twice):  # a tape that adds up may do so in what it gave: that it adds up counts
+        return tuple(
+            replace(check, kind="nondeterministic", evidence=None, second_pass=True) if check.kind else check
+            for check in twice
+        )
+    reused = {remark.key: remark for remark in again.reused}
     return tuple(
-        replace(check, kind="nondeterministic", evidence=None, second_pass=True) if check.kind else check
-        for check in twice
+        reused_check(reused[check.key], check.shape, second_pass=True) if check.key in reused else check
+        for check in checks
     )
 
 
@@ -320,7 +381,7 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     spoilt = _spoilt(found, spoilers)
     for check in found.wrong:
         settled = check.kind == "mutated_input" and check.key in spoilers
-        if check.key in explained or check.kind in OF_THE_RUN or settled:
+        if check.key in explained or check.kind in (*OF_THE_RUN, REUSED) or settled:
             continue
         nodes = _suspects(found, check)
         if len(nodes) == 1 and not _is_sum(found, check):
@@ -337,6 +398,8 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     for check, nodes in sums:
         for name in _of_many(subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, spoilt, told):
             guilty.setdefault(name, []).append(check.key)
+    for key, name in _reusers(subject, found).items():
+        guilty.setdefault(name, []).append(key)
     if found.trace.checks and not guilty:
         for culprit in _alone(subject, found, found.case.network.nodes):
             guilty[culprit.node.name] = list(culprit.keys)
@@ -362,7 +425,7 @@ def _suspects(found: Examination, check: TensorCheck) -> list[str]:
     names = {node.name for node in network.nodes}
     if check.role == "value":
         owner = [check.tensor] if check.tensor in names else []
-        changed = check.kind in ("mutated_input", "reused_buffer")
+        changed = check.kind == "mutated_input"
         readers = [reader for reader, _ in network.consumers.get(check.tensor, ())] if changed else []
         return list(dict.fromkeys([*owner, *readers]))
     readers = list(dict.fromkeys(reader for reader, _ in network.consumers.get(check.tensor, ())))
@@ -464,10 +527,8 @@ def _alone(subject: Subject, found: Examination, nodes: Iterable[Node]) -> Itera
     """The nodes that go wrong even when they alone are run, on the numbers that the adapter had, else the sweep's."""
     keys = tuple(check.key for check in found.wrong if check.kind in OF_THE_RUN or found.trace.checks)
     for node in nodes:
-        case = _own_case(found.equations, node) if found.equations else None
-        try:
-            case = case or alone_as_the_sweep_has_it(found.sweep, found.case, node)
-        except NetworkError:  # numbers that no layer before this one gives: nothing can be tried on them
+        case = _case_alone(found, node)
+        if case is None:
             continue
         observation = observe(subject, case)
         if any(check.kind for check in observation.checks):
@@ -475,13 +536,70 @@ def _alone(subject: Subject, found: Examination, nodes: Iterable[Node]) -> Itera
             yield Culprit(node, keys, explained, observation)
 
 
+def _case_alone(found: Examination, node: Node) -> Case | None:
+    """The node alone on the numbers that the adapter had, else on the sweep's; None where no layer takes these."""
+    case = _own_case(found.equations, node) if found.equations else None
+    try:
+        return case or alone_as_the_sweep_has_it(found.sweep, found.case, node)
+    except NetworkError:  # numbers that no layer before this one gives
+        return None
+
+
+def _reusers(subject: Subject, found: Examination) -> dict[str, str]:
+    """Key -> the node that gives this tensor, where it gives the same memory again even when it alone is called twice.
+
+    None where every layer does: then it is no layer's memory.
+    """
+    reused = [check for check in found.wrong if check.kind == REUSED]
+    if not reused or _reuses_everything(subject, found.case.dtype):
+        return {}
+    network = found.case.network
+    alone: dict[str, set[str]] = {}
+    reusers: dict[str, str] = {}
+    for check in reused:
+        for name in _suspects(found, check):
+            if name not in alone:
+                alone[name] = _keys_reused_alone(subject, found, network.node(name))
+            if check.key in alone[name]:
+                reusers.setdefault(check.key, name)
+    if len(set(reusers.values())) == 1:  # others that changed with it lie in the same memory
+        reusers |= {check.key: next(iter(reusers.values())) for check in reused if check.key not in reusers}
+    return reusers
+
+
+def _keys_reused_alone(subject: Subject, found: Examination, node: Node) -> set[str]:
+    """The keys, as the network has them, of what a next call of this node alone overwrites."""
+    case = _case_alone(found, node)
+    _, stands_for = found.case.network.alone(node.name)
+    tensors = [remark.key.partition(":") for remark in _reused_alone(subject, case)] if case else []
+    return {f"{role}:{stands_for.get(own, own)}" for role, _, own in tensors}
+
+
+def _reused_alone(subject: Subject, case: Case) -> tuple[Remark, ...]:
+    """The results of this case that a next call on other numbers overwrites."""
+    run(subject.adapter, case, subject.timeout)
+    return run(subject.adapter, redrawn(case), subject.timeout).reused
+
+
+def _reuses_everything(subject: Subject, dtype: str) -> bool:
+    """Whether what layers of no memory give is overwritten too, whichever they are."""
+    cases = (_plainest(layer, dtype) for layer in ("identity", "square"))
+    known = [case for case in cases if subject.supports(case.network, dtype)]
+    return bool(known) and all(_reused_alone(subject, case) for case in known)
+
+
+def _plainest(layer: str, dtype: str) -> Case:
+    """Two numbers through one layer."""
+    node = Node.of("out", LAYERS[layer], "x")
+    numbers = np.array([1.75, -0.625], dtype)
+    return Case(Network((Input("x", numbers.shape),), (node,)), dtype, {"x": numbers}, numbers)
+
+
 def _spoils_every_tape(subject: Subject, found: Examination) -> bool:
     """Whether only a second pass is wrong, and is so even of the identity: then the tape is to blame, and no layer."""
     if not all(check.second_pass for check in found.wrong):
         return False
-    node = Node.of("out", LAYERS["identity"], "x")
-    numbers = np.array([1.75, -0.625], found.case.dtype)
-    case = Case(Network((Input("x", numbers.shape),), (node,)), found.case.dtype, {"x": numbers}, numbers)
+    case = _plainest("identity", found.case.dtype)
     if not subject.supports(case.network, case.dtype):
         return False
     return any(check.second_pass for check in _verdict(subject, case).checks)

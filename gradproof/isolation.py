@@ -15,9 +15,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,7 +32,16 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Adapter, AdapterError, EndedError, Forward, RelayedError, RelayedMemoryError, told
+from gradproof.adapter import (
+    Adapter,
+    AdapterError,
+    EndedError,
+    Forward,
+    RelayedError,
+    RelayedMemoryError,
+    told,
+    told_where,
+)
 from gradproof.layer import Layer, Options
 from gradproof.network import Network
 from gradproof.reference import LAYERS
@@ -47,6 +58,12 @@ SECONDS_TO_LOAD = 300.0
 
 SECONDS_TO_LEAVE = 5.0
 """How long a child may take to end once it is no longer needed."""
+
+LAST_NETWORKS = 3
+"""How many of the networks that a process had run before it ended are named."""
+
+SHOWN = 80
+"""How many characters of such a name are shown."""
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -68,6 +85,32 @@ def close(adapter: Adapter) -> None:
         adapter.close()
 
 
+class _Ran:
+    """What has run in a child since its start, the last of it by name."""
+
+    def __init__(self) -> None:
+        self._networks = 0
+        self._last: deque[tuple[Network, str]] = deque(maxlen=LAST_NETWORKS + 1)
+
+    def note(self, network: Network, dtype: str) -> None:
+        """This network runs next; one that is run again counts once."""
+        if (network, dtype) != (self._last[-1] if self._last else None):
+            self._networks += 1
+            self._last.append((network, dtype))
+
+    def before(self) -> str:
+        """What had run before the network that runs now; nothing where it is the first."""
+        if self._networks < 2:
+            return ""
+        last = [f"{_layers(network)} in {dtype}" for network, dtype in self._last][:-1][-LAST_NETWORKS:]
+        count = "1 network" if self._networks == 2 else f"{self._networks - 1} networks"
+        return f"{count} ran in that process before, the last: {', '.join(last)}"
+
+
+def _layers(network: Network) -> str:
+    return textwrap.shorten(" -> ".join(node.layer.name for node in network.nodes), SHOWN, placeholder=" ...")
+
+
 class Isolated(Remarking):
     """The adapter of that name, in a child.
 
@@ -85,6 +128,7 @@ class Isolated(Remarking):
         self._numbers = count()
         self._dropped: list[int] = []
         self._child: _Child | None = None
+        self._ran = _Ran()
         try:
             loaded = self._start()
         except RelayedError as error:
@@ -107,9 +151,12 @@ class Isolated(Remarking):
 
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
         number = next(self._numbers)
+        self._start_where_none_is()
+        self._ran.note(network, dtype)
         answer: _Answer = self._ask(None, "forward", number, network, dict(values), dtype)
         _write(answer.values, values)
-        forward = Forward(answer.arrays, _Tape(number, self._child, values), answer.overwritten)
+        tape = _Tape(number, self._child, values, answer.overwritten)
+        forward = Forward(answer.arrays, tape, tape.live)
         weakref.finalize(forward.tape, self._dropped.append, number)
         return forward
 
@@ -121,9 +168,12 @@ class Isolated(Remarking):
         self.remarks += answer.remarks
         _write(answer.values, tape.values)
         _write(answer.outputs, forward.outputs)
-        forward.live.update(answer.overwritten)  # type: ignore[attr-defined]
+        tape.live.update(answer.overwritten)
         _write(answer.cotangent, {"": cotangent})
         return answer.arrays
+
+    def backward_again(self, forward: Forward, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+        return self.backward(forward, cotangent)
 
     def close(self) -> None:
         """End the child."""
@@ -133,15 +183,21 @@ class Isolated(Remarking):
 
     def _ask(self, seconds: float | None, method: str, *arguments: Any) -> Any:
         """What the child answers. Whatever interrupts this, the child is then gone."""
-        if self._child is None:
-            with off_the_clock():
-                self._start()
+        self._start_where_none_is()
         child, self._child = self._child, None
         assert child is not None
         dropped = [self._dropped.pop() for _ in range(len(self._dropped))]
-        reply = child.ask((dropped, method, arguments), seconds)
+        try:
+            reply = child.ask((dropped, method, arguments), seconds)
+        except EndedError as error:
+            raise EndedError(str(error), self._ran.before()) from None
         self._child = child
         return _answer(reply)
+
+    def _start_where_none_is(self) -> None:
+        if self._child is None:
+            with off_the_clock():
+                self._start()
 
     def _start(self) -> _Loaded:
         child = _Child(self._directory, self._memory)
@@ -150,17 +206,18 @@ class Isolated(Remarking):
         except AdapterError:
             child.kill()
             raise
-        self._child = child
+        self._child, self._ran = child, _Ran()
         return loaded
 
 
 @dataclass(frozen=True, eq=False)
 class _Tape:
-    """Where a forward pass is kept, and the arrays that it was given."""
+    """Where a forward pass is kept, the arrays that it was given, and those of its outputs that were overwritten."""
 
     number: int
     child: _Child | None
     values: Mapping[str, np.ndarray]
+    live: dict[str, np.ndarray]
 
 
 def _write(changed: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> None:
@@ -421,9 +478,9 @@ class _Server:
         except KeyboardInterrupt:
             raised = _Raised(KeyboardInterrupt, "")
         except MemoryError as error:
-            raised = _Raised(RelayedMemoryError, told(error))
+            raised = _Raised(RelayedMemoryError, told_where(error))
         except BaseException as error:  # a verdict on the adapter, whatever it is
-            raised = _Raised(RelayedError, told(error))
+            raised = _Raised(RelayedError, told_where(error))
         return pickle.dumps(raised)
 
     def load(self, request: str) -> _Loaded | _Raised:
@@ -451,6 +508,7 @@ class _Server:
         watched, forward, values = self._held[number]
         given, made, seed = (_Snapshot(each) for each in (values, forward.outputs, {"": cotangent}))
         gradients = watched.backward(forward, cotangent)
+        remarks, watched.remarks = watched.remarks, []
         return _Answer(
-            _passed(gradients), given.changed(), made.changed(), seed.changed(), watched.remarks, _overwritten(forward)
+            _passed(gradients), given.changed(), made.changed(), seed.changed(), remarks, _overwritten(forward)
         )

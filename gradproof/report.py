@@ -15,7 +15,7 @@ from rich.text import Text
 from gradproof.check import TOO_LITTLE, Report, Tally
 from gradproof.examination import Examination
 from gradproof.rows import Row, rows
-from gradproof.running import FAILURES, SECOND_PASS
+from gradproof.running import FAILURES, REUSED, SECOND_PASS
 
 WIDTH = 120
 """Columns of a diff that goes into a note or a file."""
@@ -90,6 +90,8 @@ def _wrong(row: Row) -> str:
         return f"{check.kind}: {check.got}"
     if check.kind in ("view", "global_state"):
         return f"{check.kind}: {tensor_label(row)} {check.got}"
+    if check.kind == REUSED:
+        return f"{REUSED}: {tensor_label(row)}: {check.got}"
     if check.kind == "mutated_input":
         return f"mutated_input: {check.tensor} was written to"
     at = f" at {list(check.index)}" if check.index else ""
@@ -161,7 +163,7 @@ def _forward_line(examination: Examination) -> str:
         return "forward: nothing was compared"
     return (
         "forward: values disagree too, listed first"
-        if kinds - {"mutated_input", "global_state"}
+        if kinds - {"mutated_input", "global_state", REUSED}
         else "forward: every value agrees"
     )
 

@@ -12,17 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Adapter, EndedError, Forward, told
+from gradproof.adapter import Adapter, EndedError, Forward, told, told_where
 from gradproof.agreement import TensorCheck
 from gradproof.case import Case
+from gradproof.layer import Shape
 from gradproof.noise import tensors
-from gradproof.watch import Remark, watch
+from gradproof.watch import Remark, Remarking, watch
 
 FAILURES = ("crash", "timeout", "memory")
 """Kinds of verdict on a run that gave no tensors at all."""
 
 OF_THE_RUN = (*FAILURES, "global_state")
 """Kinds of verdict on a run as a whole, not on a tensor."""
+
+REUSED = "reused_buffer"
+"""Kind of verdict on a result that the next call has overwritten."""
 
 SECOND_PASS = "a second backward pass on the same tape"
 
@@ -32,16 +36,21 @@ class Trace:
     """What one run left behind.
 
     got: key -> what the adapter gave, the values as they were when they were computed. failure: the verdict where it
-    gave nothing. ended: whether that is because its process ended. checks: what is wrong beside the numbers.
-    views: key -> what is wrong with the memory of a result. forward: what a second backward pass starts from.
+    gave nothing. ended: whether that is because its process ended. before: what had run in that process, if anything.
+    checks: what is wrong beside the numbers. views: key -> what is wrong with the memory of a result.
+    reused: results of the adapter's last run, or of the first backward pass, that this one has overwritten.
+    forward, watched: what a second backward pass starts from.
     """
 
     got: Mapping[str, Any] = field(default_factory=dict)
     failure: TensorCheck | None = None
     ended: bool = False
+    before: str = ""
     checks: tuple[TensorCheck, ...] = ()
     views: Mapping[str, str] = field(default_factory=dict)
+    reused: tuple[Remark, ...] = ()
     forward: Forward | None = None
+    watched: Remarking | None = None
 
 
 def run(adapter: Adapter, case: Case, timeout: float) -> Trace:
@@ -54,43 +63,51 @@ def run(adapter: Adapter, case: Case, timeout: float) -> Trace:
             forward = watched.forward(case.network, values, case.dtype)
             outputs = {name: _copied(array) for name, array in forward.outputs.items()}
             overwritten = dict.fromkeys(_changed(outputs, forward.live), "a later layer's forward pass")
-            gradients = watched.backward(forward, cotangent)
+            found = watched.backward(forward, cotangent)
+            gradients = {name: _copied(array) for name, array in found.items()}
     except TimeLimitError:
         return Trace(failure=failed("timeout", case, f"no result after {timeout:g} s"))
     except MemoryError as error:
-        return Trace(failure=failed("memory", case, told(error)))
+        return Trace(failure=failed("memory", case, told_where(error)))
+    except EndedError as error:
+        return Trace(failure=failed("crash", case, told(error)), ended=True, before=error.before)
     except (Exception, SystemExit) as error:
-        return Trace(failure=failed("crash", case, told(error)), ended=isinstance(error, EndedError))
+        return Trace(failure=failed("crash", case, told_where(error)))
     changed = [*_changed(outputs, forward.outputs), *_changed(outputs, forward.live)]
     overwritten |= {name: "the backward pass" for name in changed if name not in overwritten}
     remarks = tuple(watched.remarks)
     checks = (
         *_written_to(case, values, cotangent),
-        *(_remarked(case, remark) for remark in remarks if remark.kind != "view"),
+        *(_remarked(remark) for remark in remarks if remark.kind == "global_state"),
         *(_overwritten(case, name, by) for name, by in overwritten.items()),
     )
     views = {remark.key: remark.message for remark in remarks if remark.kind == "view"}
-    return Trace(tensors(outputs, gradients), checks=checks, views=views, forward=forward)
+    reused = tuple(remark for remark in remarks if remark.kind == REUSED)
+    got = tensors(outputs, gradients)
+    return Trace(got, checks=checks, views=views, reused=reused, forward=forward, watched=watched)
 
 
 def run_backward_again(adapter: Adapter, case: Case, trace: Trace, timeout: float) -> Trace | None:
     """A second backward pass on the same tape; None where it is refused, or gives the same to the bit."""
     assert trace.forward is not None
-    # A tape that adds up may do so in the very arrays that it gave out.
-    first = {key: np.copy(array) for key, array in trace.got.items() if key.startswith("gradient:")}
+    assert trace.watched is not None
+    trace.watched.remarks = []
+    first = {key: array for key, array in trace.got.items() if key.startswith("gradient:")}
     try:
         with time_limit(timeout):
-            second = tensors({}, adapter.backward(trace.forward, case.cotangent.copy()))
+            found = trace.watched.backward_again(trace.forward, case.cotangent.copy())
+            second = tensors({}, {name: _copied(array) for name, array in found.items()})
     except TimeLimitError:
         return Trace(failure=failed("timeout", case, f"{SECOND_PASS} gave no result after {timeout:g} s", True))
     except (MemoryError, EndedError) as error:
         kind = "memory" if isinstance(error, MemoryError) else "crash"
-        return Trace(failure=failed(kind, case, f"{SECOND_PASS}: {told(error)}", True))
+        return Trace(failure=failed(kind, case, f"{SECOND_PASS}: {told_where(error)}", True))
     except (Exception, SystemExit):  # a tape that serves once and says so has given nothing wrong
         return None
     if second.keys() == first.keys() and all(_identical(first[key], second[key]) for key in first):
         return None
-    return Trace({**trace.got, **dict.fromkeys(first), **second})
+    reused = tuple(remark for remark in trace.watched.remarks if remark.kind == REUSED)
+    return Trace({**trace.got, **dict.fromkeys(first), **second}, reused=reused)
 
 
 def run_again(adapter: Adapter, case: Case, timeout: float) -> Mapping[str, Any]:
@@ -99,7 +116,8 @@ def run_again(adapter: Adapter, case: Case, timeout: float) -> Mapping[str, Any]
     with suppress(Exception, SystemExit, TimeLimitError), time_limit(timeout):
         forward = adapter.forward(case.network, values, case.dtype)
         outputs = {name: _copied(array) for name, array in forward.outputs.items()}
-        return tensors(outputs, adapter.backward(forward, case.cotangent.copy()))
+        gradients = adapter.backward(forward, case.cotangent.copy())
+        return tensors(outputs, {name: _copied(array) for name, array in gradients.items()})
     return {}
 
 
@@ -109,6 +127,12 @@ def failed(kind: str, case: Case, message: str, second_pass: bool = False) -> Te
     return TensorCheck(
         f"value:{output}", case.network.shapes[output], kind, float("inf"), got=message, second_pass=second_pass
     )
+
+
+def reused_check(remark: Remark, shape: Shape = (), second_pass: bool = False) -> TensorCheck:
+    """The verdict on a result that a later call has overwritten."""
+    of = f" (a tensor of the network before: {remark.network})" if remark.network else ""
+    return TensorCheck(remark.key, shape, REUSED, float("inf"), got=f"{remark.message}{of}", second_pass=second_pass)
 
 
 def _copied(array: Any) -> Any:
@@ -127,10 +151,8 @@ def _identical(first: np.ndarray, second: Any) -> bool:
     return same and np.array_equal(first, second, equal_nan=first.dtype.kind not in "OSU")
 
 
-def _remarked(case: Case, remark: Remark) -> TensorCheck:
-    if remark.kind == "global_state":
-        return TensorCheck(f"value:{remark.key}", (), "global_state", float("inf"), got=remark.message)
-    return TensorCheck(remark.key, (), remark.kind, float("inf"), got=remark.message)
+def _remarked(remark: Remark) -> TensorCheck:
+    return TensorCheck(f"value:{remark.key}", (), "global_state", float("inf"), got=remark.message)
 
 
 def _overwritten(case: Case, name: str, by: str) -> TensorCheck:

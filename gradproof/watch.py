@@ -1,4 +1,4 @@
-"""What an adapter's calls leave behind: results that are views of what it was given, and changed global state."""
+"""What an adapter's calls leave behind: views of what it was given, results that change later, changed global state."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -34,12 +35,14 @@ TINY = 5e-324
 class Remark:
     """Something wrong with a run beside its numbers.
 
-    kind: "view" or "global_state". key: the tensor's key, or the name of the state. message: what happened.
+    kind: "view", "reused_buffer" or "global_state". key: the tensor's key, or the name of the state.
+    message: what happened. network: the one whose tensor it was, where that is another run's.
     """
 
     kind: str
     key: str
     message: str
+    network: str = ""
 
 
 class Remarking(ABC):
@@ -53,18 +56,24 @@ class Remarking(ABC):
     @abstractmethod
     def backward(self, forward: Forward, cotangent: np.ndarray) -> Mapping[str, Any]: ...
 
+    @abstractmethod
+    def backward_again(self, forward: Forward, cotangent: np.ndarray) -> Mapping[str, Any]:
+        """A second backward pass on the tape of a first."""
+
 
 class Watched(Remarking):
     """An adapter in this process. Global state is put back."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.remarks = []
+        self.network: Network | None = None
         self._adapter = adapter
         self._values: Mapping[str, np.ndarray] = {}
         self._state: dict[str, Any] = {}
         self._modules = 0
 
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
+        self.network = network
         self._values = dict(values)
         self._modules = len(sys.modules)
         self._state = _global_state()
@@ -83,7 +92,20 @@ class Watched(Remarking):
             self.remarks += _views("gradient", gradients, self._values, cotangent)
         finally:
             self.remarks += self._put_back()
+        self._look_again(forward, gradients)
         return gradients
+
+    def backward_again(self, forward: Forward, cotangent: np.ndarray) -> Mapping[str, Any]:
+        """The state is not looked at, for others have run meanwhile."""
+        gradients = self._adapter.backward(forward, cotangent)
+        self._look_again(forward, gradients)
+        return gradients
+
+    def _look_again(self, forward: Forward, gradients: Mapping[str, Any]) -> None:
+        """Compare what the adapter's last run gave out with what it was, and keep what this one gives out."""
+        earlier = _given_out.get(id(self._adapter))
+        self.remarks += earlier.changed(self) if earlier else ()
+        _keep(self._adapter, _GivenOut(self, forward.outputs, gradients))
 
     def _put_back(self) -> list[Remark]:
         """Undo what changed, and say what that was. What an import changes, it may."""
@@ -105,6 +127,41 @@ def watch(adapter: Adapter) -> Remarking:
         adapter.remarks = []
         return adapter
     return Watched(adapter)
+
+
+REUSED = "the next call overwrote it: it is no longer what was returned; return a new array"
+
+
+class _GivenOut:
+    """The results of one run, and what they were then."""
+
+    def __init__(self, run: Watched, outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
+        self._run, self._network = weakref.ref(run), run.network
+        found = {f"value:{name}": array for name, array in outputs.items()}
+        found |= {f"gradient:{name}": array for name, array in gradients.items()}
+        self._arrays = {key: array for key, array in found.items() if isinstance(array, np.ndarray)}
+        self._bytes = {key: array.tobytes() for key, array in self._arrays.items()}
+
+    def changed(self, run: Watched) -> Iterator[Remark]:
+        """A remark for every result that this run has changed; in its second backward pass, for every gradient."""
+        again = self._run() is run
+        for key, array in self._arrays.items():
+            if not (again and key.startswith("value:")) and array.tobytes() != self._bytes[key]:
+                network = "" if self._network == run.network else str(self._network)
+                yield Remark("reused_buffer", key, REUSED, network)
+
+
+_given_out: dict[int, _GivenOut] = {}
+"""id of an adapter -> what its last run gave out, until its next."""
+
+
+def _keep(adapter: Adapter, results: _GivenOut) -> None:
+    if id(adapter) not in _given_out:
+        try:
+            weakref.finalize(adapter, _given_out.pop, id(adapter), None)
+        except TypeError:  # nothing tells when it is gone
+            return
+    _given_out[id(adapter)] = results
 
 
 def _views(

@@ -22,6 +22,19 @@ def _input_mutated(x: Array, *, at_zero: float = 0.0) -> tuple[Array, Any]:
     return out, (out, at_zero)
 
 
+def _into_a_workspace() -> NumpyReference:
+    """The reference, whose softsign computes its gradient in memory that it has for every shape."""
+    workspaces: dict[tuple[Any, ...], Array] = {}
+
+    def backward(dout: Array, cache: Any) -> Gradients:
+        gradient = LAYERS["softsign"].backward(dout, cache)["x"]
+        workspace = workspaces.setdefault((gradient.shape, gradient.dtype), gradient)
+        np.copyto(workspace, gradient)
+        return {"x": workspace}
+
+    return NumpyReference(rows={"softsign": (LAYERS["softsign"].forward, backward)})
+
+
 def _unsteady() -> Callable[[Gradients, str], Gradients]:
     generator = np.random.default_rng(0)
     return lambda gradients, name: {**gradients, name: gradients[name] * generator.uniform(1.0, 2.0)}
@@ -99,6 +112,12 @@ MISBEHAVIOUR = {
         "tanh",
         "two identical calls give different numbers",
         lambda: _Misbehaving("tanh", _unsteady()),
+    ),
+    "reused_buffer": Fault(
+        "gradient_in_a_workspace",
+        "softsign",
+        "the gradient lies in a workspace, which the next call overwrites",
+        _into_a_workspace,
     ),
     "mutated_input": pair_fault(
         "writes_to_its_input", "relu", "the input is overwritten", (_input_mutated, LAYERS["relu"].backward)

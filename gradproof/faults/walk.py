@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,22 @@ class _AddingTape(NumpyReference):
         return dict(kept)
 
 
+class _OneArena(NumpyReference):
+    """The reference, which gives every value in an array that it has for nodes of that name and shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arena: dict[tuple[Any, ...], Array] = {}
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        forward = super().forward(network, values, dtype)
+        for name, out in forward.outputs.items():
+            np.copyto(self._arena.setdefault((name, out.shape, out.dtype), out), out)
+        return replace(
+            forward, outputs={name: self._arena[name, a.shape, a.dtype] for name, a in forward.outputs.items()}
+        )
+
+
 def _overwriting_its_cache(layer: str) -> Row:
     """The backward function computes into an array that the forward pass has kept for it."""
     right, backward = LAYERS[layer].forward, LAYERS[layer].backward
@@ -98,6 +115,7 @@ def _cotangent_in_place(dout: Array, cache: Any) -> Gradients:
 
 TAPE_FAULTS = (
     Fault("tape_adds_up", None, "a second backward pass on the same tape adds to the first", _AddingTape),
+    Fault("values_in_one_arena", None, "the values lie in memory that the next forward pass overwrites", _OneArena),
     pair_fault(
         "gelu_cache_overwritten",
         "gelu",

@@ -308,7 +308,8 @@ def test_a_page_of_an_error_is_cut_to_one_line() -> None:
 def test_a_crash_that_no_layer_has_alone() -> None:
     examination = examined(OnlyOneLayer())
     (check,) = examination.checks
-    assert (check.key, check.kind, check.got) == ("value:loss", "crash", "NotImplementedError: one layer at a time")
+    assert (check.key, check.kind) == ("value:loss", "crash")
+    assert check.got.startswith("NotImplementedError: one layer at a time (")
     assert culprits(examination) == []
     assert [(row.node, row.verdict) for row in rows(examination)] == [("loss", "composition")]
     assert [each.kind for each in disagreements(examination, None)] == ["crash"]
