@@ -47,7 +47,9 @@ class _Step:
     def __str__(self) -> str:
         code = textwrap.shorten(linecache.getline(self.file, self.line), SHOWN, placeholder=" ...")
         where = f"{_short(Path(self.file))}:{self.line} in {self.function}"
-        return where if code.startswith("raise") or not code else f"{where}: {code}"  # what it raises is told
+        return (
+            where if code.partition(" ")[0] in ("", "raise") else f"{where}: {code}"
+        )  # what is raised is told already
 
 
 def _of_the_adapter(steps: Sequence[_Step]) -> list[_Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -309,7 +310,9 @@ def test_a_crash_that_no_layer_has_alone() -> None:
     examination = examined(OnlyOneLayer())
     (check,) = examination.checks
     assert (check.key, check.kind) == ("value:loss", "crash")
-    assert check.got.startswith("NotImplementedError: one layer at a time (")
+    assert re.fullmatch(
+        r"NotImplementedError: one layer at a time \(\S*test_examination.py:\d+ in forward\)", check.got
+    )
     assert culprits(examination) == []
     assert [(row.node, row.verdict) for row in rows(examination)] == [("loss", "composition")]
     assert [each.kind for each in disagreements(examination, None)] == ["crash"]
@@ -356,6 +359,21 @@ def test_an_adapter_that_crashes_names_its_layer() -> None:
     examination = examined(FAULTS["raises"].make())
     assert [check.kind for check in examination.checks] == ["crash"]
     assert culprits(examination) == ["bent"]
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("name", [each.name for each in SIX.nodes])
+def test_a_crash_in_a_backward_pass_is_blamed_on_its_node_with_the_line_that_raised(name: str, dtype: str) -> None:
+    layer = SIX.node(name).layer
+
+    def broken(dout: Array, cache: Any) -> dict[str, Array]:
+        return {"x": dout @ np.ones((1 + dout.size, 1, 7))}
+
+    examination = examined(NumpyReference(rows={layer.name: (layer.forward, broken)}), dtype=dtype)
+    (check,) = examination.checks
+    assert (check.kind, culprits(examination)) == ("crash", [name])
+    where = r'\(\S*test_examination.py:\d+ in broken: return {"x": dout @ np.ones\(\(1 \+ dout.size, 1, 7\)\)}\)'
+    assert re.fullmatch(rf"ValueError: matmul: .* {where}", check.got)
 
 
 @pytest.mark.parametrize("error", [KeyError("k"), ZeroDivisionError(), RecursionError("deep"), SystemExit(3)])

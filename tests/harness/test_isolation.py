@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import AdapterError, RelayedError
+from gradproof.adapter import AdapterError, EndedError, RelayedError
 from gradproof.case import Case, save_case
-from gradproof.check import Report, check, replay
+from gradproof.check import Report, check, disagreements, replay
 from gradproof.cli import AGREEMENT, DISAGREEMENT, USAGE
 from gradproof.divergence import divergences_of
 from gradproof.drawing import Drawn
@@ -174,7 +174,90 @@ def test_killed_from_outside_between_two_networks() -> None:
         os.kill(last_child(), signal.SIGKILL)
         found = examined(adapter, WITH)
         assert told(found) == [("value:h2", "crash", "the process was ended by SIGKILL")]
+        assert culprits(found) == []
         assert examined(adapter, WITH).agrees
+
+
+ALONE = "but not when this network ran alone in a fresh process: an earlier network may have done the damage"
+
+
+def test_what_an_earlier_network_has_spoilt_is_blamed_on_no_layer() -> None:
+    """A tanh leaves something behind, of which the next network dies that has none."""
+    loading = """
+        class Delayed(NumpyReference):
+            name = "delayed"
+            damaged = False
+
+            def backward(self, forward, cotangent):
+                layers = {node.layer.name for node in forward.tape[0].nodes}
+                if self.damaged and "tanh" not in layers:
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                self.damaged = "tanh" in layers
+                return super().backward(forward, cotangent)
+    """
+    mine("return gradients", loading)
+    with closing(Isolated("mine.py:Delayed")) as adapter:
+        assert examined(adapter, case("exp")).agrees
+        assert examined(adapter, WITH).agrees
+        found = examined(adapter, WITHOUT)
+        before = "2 networks ran in that process before, the last: exp in float64, sigmoid -> tanh in float64"
+        message = f"the process was ended by SIGSEGV, {ALONE}; {before}"
+        assert told(found) == [("value:h2", "crash", message)]
+        assert culprits(found) == []
+        assert examined(adapter, WITHOUT).agrees
+        assert [each.kind for each in disagreements(found, None)] == ["crash"]
+
+
+def test_a_layer_is_named_only_where_it_ends_a_fresh_process_too() -> None:
+    """Sigmoid leaves something behind of which any other layer dies, in its own network as in a later one."""
+    loading = """
+        class Delayed(NumpyReference):
+            name = "delayed"
+            damaged = False
+
+            def backward(self, forward, cotangent):
+                layers = {node.layer.name for node in forward.tape[0].nodes}
+                if layers != {"sigmoid"} and ("sigmoid" in layers or self.damaged):
+                    os._exit(3)
+                self.damaged = self.damaged or "sigmoid" in layers
+                return super().backward(forward, cotangent)
+    """
+    mine("return gradients", loading)
+    with closing(Isolated("mine.py:Delayed")) as adapter:
+        found = examined(adapter, WITHOUT)
+        assert told(found) == [("value:h2", "crash", "the process ended with exit code 3")]
+        assert culprits(found) == []
+
+
+def test_few_of_the_networks_that_had_run_are_named() -> None:
+    with closing(Isolated(mine("os._exit(3)"))) as adapter:
+        for layer in ("exp", "sigmoid", "softplus", "square", "exp"):
+            adapter.backward(adapter.forward((of := case(layer)).network, of.values, "float64"), of.cotangent)
+        forward = adapter.forward(WITH.network, WITH.values, "float64")
+        with pytest.raises(EndedError) as raised:
+            adapter.backward(forward, WITH.cotangent)
+        last = "softplus in float64, square in float64, exp in float64"
+        assert raised.value.before == f"5 networks ran in that process before, the last: {last}"
+        forward = adapter.forward(WITH.network, WITH.values, "float64")
+        with pytest.raises(EndedError) as raised:
+            adapter.backward(forward, WITH.cotangent)
+        assert raised.value.before == ""
+
+
+def test_a_crash_says_which_line_of_the_adapter_raised() -> None:
+    body = """
+        def inner(array):
+            return array @ array
+        return {**gradients, x: inner(cotangent)}
+    """
+    lines = "mine.py:N in spoil: return {**gradients, x: inner(cotangent)}; mine.py:N in inner: return array @ array"
+    request = mine(body)
+    with closing(Isolated(request)) as there:
+        for adapter in (there, load_adapter(request)):
+            ((key, kind, got),) = told(examined(adapter, WITH))
+            assert (key, kind) == ("value:h2", "crash")
+            assert got.startswith("ValueError: matmul: ")
+            assert re.sub(r":\d+ in", ":N in", got).endswith(f" ({lines})")
 
 
 def test_a_backward_pass_whose_forward_pass_is_lost() -> None:

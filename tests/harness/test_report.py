@@ -180,9 +180,9 @@ class CrashesOnTwoNodes(NumpyReference):
 
 
 def test_headline_of_a_crash_that_only_the_network_brings_about() -> None:
-    assert headline_of(CrashesOnTwoNodes(), chain()) == (
-        "mine float64: every layer agrees alone; in the network, crash: RuntimeError: one layer at a time"
-    )
+    headline = headline_of(CrashesOnTwoNodes(), chain())
+    crash = "crash: RuntimeError: one layer at a time (tests/harness/test_report.py:N in forward)"
+    assert re.sub(r":\d+ in", ":N in", headline) == f"mine float64: every layer agrees alone; in the network, {crash}"
 
 
 @pytest.mark.parametrize(
