@@ -497,8 +497,10 @@ def test_what_an_adapter_raises_is_shown_as_it_is(gradproof: Command) -> None:
     Path("adapters_here.py").write_text(text)
     result = check(gradproof, "Spoilt", "--layer", "softmax", "--max-nodes", "1", "--networks", "1")
     assert result.code == DISAGREEMENT
+    line = text[: text.index("raise RuntimeError")].count("\n") + 1
     assert result.lines[0] == (
-        "spoilt float64: softmax (node h1) is wrong: crash: RuntimeError: [i] of [/x] is [bold]bad"
+        "spoilt float64: softmax (node h1) is wrong: crash: RuntimeError: [i] of [/x] is [bold]bad "
+        f"(adapters_here.py:{line} in backward)"
     )
     assert "RuntimeError: [i] of [/x] is [bold]bad WRONG HERE: crash" in result.lines[4]
 
