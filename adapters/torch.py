@@ -532,13 +532,16 @@ ROWS: dict[str, Row] = {
 NO_HALF_KERNEL = ("local_response_norm", "multi_margin", "multilabel_margin", "ctc")
 """Layers for which torch has no kernel on the CPU in bfloat16 and float16; for some shapes alone in the first."""
 
+LACKING = {"bfloat16": (*NO_HALF_KERNEL, "conv3d"), "float16": NO_HALF_KERNEL}
+"""Dtype -> the layers that cannot be run. Part of what conv3d gives in bfloat16 is whatever was in memory."""
+
 
 class TorchAdapter(TapeAdapter):
     """Gradients as `torch.autograd.grad` gives them, on the CPU."""
 
     name = "torch"
     rows = ROWS
-    lacking = MappingProxyType(dict.fromkeys(("bfloat16", "float16"), NO_HALF_KERNEL))
+    lacking = MappingProxyType(LACKING)
 
     def version(self) -> str:
         return str(torch.__version__)

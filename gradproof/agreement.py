@@ -157,7 +157,7 @@ class _Comparison:
                 error = np.where(~np.isfinite(got) & ~np.isfinite(expected), 0.0, error)
             self.error = np.where(np.isnan(error), np.inf, error)
             self.rounding = self._one_rounding(self.dtype)
-            self.roundings = self.error / self.rounding
+            self.roundings = np.where(self.error == 0.0, 0.0, self.error / self.rounding)
 
     def _one_rounding(self, dtype: np.dtype[Any]) -> np.ndarray:
         """Half a unit in the last place of every term of the sum, and of every partial sum."""

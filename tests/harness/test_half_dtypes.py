@@ -58,9 +58,12 @@ def run(adapter: Adapter, layer: str, dtype: str) -> None:
 @EACH_HALF
 def test_torch_refuses_the_layers_that_it_lacks(dtype: str) -> None:
     adapter: Any = loaded("torch")
+    assert adapter.lacking[dtype]
     for layer in adapter.lacking[dtype]:
         assert not adapter.supports(LAYERS[layer], {}, dtype)
         assert all(adapter.supports(LAYERS[layer], {}, other) for other in DTYPES)
+        if layer == "conv3d":  # which runs, and gives what was in memory
+            continue
         with pytest.raises((RuntimeError, NotImplementedError), match="not implemented for"):
             run(adapter, layer, dtype)
 
@@ -115,4 +118,5 @@ def test_torch_survives_a_tap_that_meets_padding_alone(
         case = one_node(LAYERS[layer], spread, 0.75, dtype, (2, 1, *[size] * axes))
     except NetworkError:
         pytest.skip(f"a transposed convolution of {size} has no output with these options")
-    assert examine(Subject(loaded("torch"), {}), case).agrees
+    subject = Subject(loaded("torch"), {})
+    assert examine(subject, case).agrees or not subject.supports(case.network, dtype)
