@@ -6,6 +6,7 @@ over (floor of the element + mean floor of its tensor + one rounding in the arit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,11 +100,13 @@ def judge(
     dtype: str,
     arithmetics: Mapping[str, Arithmetic] | None = None,
     algorithms: Mapping[str, Algorithm] | None = None,
+    hopeless: float = math.inf,
 ) -> TensorCheck:
     """Check one tensor: present, of the right shape and dtype, finite, and as its equation says.
 
     arithmetics: node -> class of its arithmetic, inside where it is not named. algorithms: node -> the
-    algorithm from which its floor is measured, where that is not the textbook's.
+    algorithm from which its floor is measured, where that is not the textbook's. hopeless: noise units of a few runs
+    above which more of them are not made.
     """
     fault = _structural_fault(statement.expected, got, np.dtype(dtype))
     if fault:
@@ -112,7 +115,9 @@ def judge(
     if statement.open:
         count = statement.expected.size
         return TensorCheck(statement.key, statement.expected.shape, None, unverifiable=count)
-    return _Comparison(statement, np.asarray(got, np.float64), dtype).result(arithmetics or {}, algorithms or {})
+    return _Comparison(statement, np.asarray(got, np.float64), dtype).result(
+        arithmetics or {}, algorithms or {}, hopeless
+    )
 
 
 def signed_roundings(statement: Statement, got: Any, dtype: str, arithmetics: Mapping[str, Arithmetic]) -> np.ndarray:
@@ -163,7 +168,9 @@ class _Comparison:
         """Half a unit in the last place of every term of the sum, and of every partial sum."""
         return np.asarray(0.5 * float(limits(dtype).eps) * self.terms * self.statement.size + self.tiny)
 
-    def result(self, arithmetics: Mapping[str, Arithmetic], algorithms: Mapping[str, Algorithm]) -> TensorCheck:
+    def result(
+        self, arithmetics: Mapping[str, Arithmetic], algorithms: Mapping[str, Algorithm], hopeless: float
+    ) -> TensorCheck:
         within = self.roundings <= WHOLE_ROUNDINGS[self.dtype.name]
         if within.all():
             return self._told(None, self.roundings, bound=bool(self.error.any()))
@@ -171,7 +178,7 @@ class _Comparison:
             floor = self.statement.floor(count, arithmetics, algorithms)
             lost = ~within & self._lost(floor)
             units = np.where(lost | (self.error == 0.0), 0.0, self._units(floor, ~lost, arithmetics))
-            if units.max() <= SUFFICIENT:
+            if units.max() <= SUFFICIENT or units.max() > hopeless:
                 break
         wrong = units > THRESHOLD
         kind = None if not wrong.any() else self.statement.key.partition(":")[0]

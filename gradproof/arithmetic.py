@@ -14,10 +14,10 @@ from gradproof.case import Case, jittered, redrawn
 from gradproof.equations import ARITHMETICS, EVERY, INSIDE, Arithmetic, Equations, Statement, usable
 from gradproof.network import Node
 
-FEWEST_PROBES, MOST_PROBES = 8, 64
+FEWEST_PROBES, MOST_PROBES = 8, 32
 """Sets of numbers on which a layer's class is found out: more of them where tensors are small."""
 
-PROBED_ELEMENTS = 512
+PROBED_ELEMENTS = 256
 """Elements of the smallest tensor after which no more probes are made: few roundings show in few elements."""
 
 FINER = {name: place for place, name in enumerate(ARITHMETICS)}
@@ -30,6 +30,12 @@ BY_CHANCE = 1e-6
 """The chance below which an average is taken for no chance."""
 
 FEWEST_TO_AVERAGE = 5
+
+ENOUGH = 16
+"""Probes after which nothing more is learnt once the coarsest class is needed."""
+
+HOPELESS = 64.0
+"""Noise units, measured from a few runs, that more runs do not make few."""
 
 Probe = Callable[[Case], tuple[Equations, Mapping[str, Any]] | None]
 """Runs the adapter on a case."""
@@ -119,7 +125,9 @@ class Evidence:
 
     def gather(self, probes: Iterable[Case], probe: Probe) -> None:
         """Run the probes, and see what they need."""
-        for case in probes:
+        for number, case in enumerate(probes):
+            if self.needed is EVERY and number >= ENOUGH:
+                return
             result = probe(case)
             for statement in result[0] if result else ():
                 given = result[1].get(statement.key) if result else None
@@ -134,7 +142,7 @@ class Evidence:
         """The finest class, from what is needed anyway on, in which the tensor agrees; that, where it does in none."""
         for each in ARITHMETICS.values():
             if FINER[each.name] >= FINER[self.needed.name]:
-                check = judge(statement, got, dtype, self._arithmetics(statement, each))
+                check = judge(statement, got, dtype, self._arithmetics(statement, each), hopeless=HOPELESS)
                 if not check.kind and (check.bound or check.noise_units <= SUFFICIENT):
                     return each
         return self.needed
