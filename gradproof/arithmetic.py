@@ -13,6 +13,7 @@ from gradproof.agreement import SUFFICIENT, judge, signed_roundings
 from gradproof.case import Case, jittered, redrawn
 from gradproof.equations import ARITHMETICS, EVERY, INSIDE, Arithmetic, Equations, Statement, usable
 from gradproof.network import Node
+from gradproof.reference.algorithms import algorithms_of
 
 FEWEST_PROBES, MOST_PROBES = 8, 32
 """Sets of numbers on which a layer's class is found out: more of them where tensors are small."""
@@ -157,7 +158,7 @@ class Evidence:
 
         Rounding errs to both sides: something else is at work then.
         """
-        if self.needed is self._least:
+        if self.needed is self._least or any(each.one_sided for each in algorithms_of(self._node.layer.name)):
             return False
         return any(_one_sided(np.stack([self._signed(*given) for given in each])) for each in self._given.values())
 

@@ -19,7 +19,7 @@ from gradproof.dtypes import HALF
 from gradproof.equations import EVERY, STORED, Arithmetic, Equations, Statement, usable
 from gradproof.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
-from gradproof.reference.algorithms import algorithms_of
+from gradproof.reference.algorithms import ALGORITHMS, algorithms_of
 from gradproof.reference.walk import Conventions
 from gradproof.running import OF_THE_RUN, REUSED, Trace, reused_check, run, run_again, run_backward_again
 from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
@@ -251,8 +251,7 @@ def _classes(
     if case.dtype not in HALF:
         return {}
     found = {name: subject.classes.already(node, case.dtype) for name, node in nodes.items()}
-    coarser = (judge(statement, got, case.dtype, dict.fromkeys(nodes, each)) for each in (STORED, EVERY))
-    if all(each.evidence and (each.evidence.wrong >= wrong).all() for each in coarser):
+    if not any(_explains_some(check, wrong) for check in _in_coarser_classes(statement, got, case.dtype, nodes)):
         return found
     alone = {name: own for name, node in nodes.items() if (own := _own_case(equations, node)) is not None}
     probe = partial(_probe, subject)
@@ -260,6 +259,19 @@ def _classes(
     if len(case.network.nodes) > 1 and judge(statement, got, case.dtype, found).kind:
         found |= {name: subject.classes.within(nodes[name], own, case, probe) for name, own in alone.items()}
     return found
+
+
+def _in_coarser_classes(statement: Statement, got: Any, dtype: str, nodes: Mapping[str, Node]) -> Iterator[TensorCheck]:
+    """The checks in the classes that are not the finest, then in the coarsest of other algorithms."""
+    for each in (STORED, EVERY):
+        yield judge(statement, got, dtype, dict.fromkeys(nodes, each))
+    for name, node in nodes.items():
+        for algorithm in ALGORITHMS.get(node.layer.name, ()):
+            yield judge(statement, got, dtype, dict.fromkeys(nodes, EVERY), {name: algorithm})
+
+
+def _explains_some(check: TensorCheck, wrong: np.ndarray) -> bool:
+    return check.evidence is None or not (check.evidence.wrong >= wrong).all()
 
 
 def _probe(subject: Subject, case: Case) -> tuple[Equations, Mapping[str, Any]] | None:

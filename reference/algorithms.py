@@ -23,7 +23,7 @@ from gradproof.reference.attention import (
     scaled_dot_product_attention_forward,
 )
 from gradproof.reference.classification import cross_entropy_backward, cross_entropy_forward
-from gradproof.reference.common import Array, positive_part
+from gradproof.reference.common import Array, Gradients, positive_part, reduce_loss, spread_cotangent
 from gradproof.reference.normalization import (
     Axes,
     batch_norm_backward,
@@ -51,11 +51,13 @@ class Algorithm:
 
     name: the formula in a few words. row: its forward and backward functions, None for the textbook's.
     in_order: whether sums are taken term after term, so that the rounding of every partial sum counts.
+    one_sided: whether it rounds a constant that may be larger than the result, so that errors lean to one side.
     """
 
     name: str
     row: Row | None = None
     in_order: bool = False
+    one_sided: bool = False
 
 
 # The softmax made again from the logarithm of the sum of exponentials.
@@ -162,6 +164,24 @@ def celu_by_exp(x: Array, *, alpha: float) -> tuple[Array, Any]:
     return np.where(x.real < 0, alpha * _below(x / alpha), x), (x, alpha)
 
 
+# log cosh as a difference of logarithms.
+
+
+def log_cosh_by_logaddexp(x: Array, target: Array, *, reduction: str) -> tuple[Array, Any]:
+    """l = log(exp(e) + exp(-e)) - log(2), two numbers near 0.69 where e is near 0."""
+    error = x - target
+    both = np.logaddexp(error, -error)
+    two = np.full_like(error, 2.0)  # an array, for frameworks round its logarithm as they round others
+    return reduce_loss(both - np.log(two), reduction), (error, both, reduction)
+
+
+def log_cosh_by_logaddexp_backward(dout: Array, cache: Any) -> Gradients:
+    """dx = g (exp(e - a) - exp(-e - a)), a = log(exp(e) + exp(-e)); dtarget = -dx."""
+    error, both, reduction = cache
+    dx = spread_cotangent(dout, error.shape, reduction) * (np.exp(error - both) - np.exp(-error - both))
+    return {"x": dx, "target": -dx}
+
+
 # The logistic function by tanh.
 
 
@@ -186,6 +206,7 @@ MOMENTS = "mean(x^2) - mean(x)^2"
 FOLDED = "x r - mean(x) r"
 OUTPUT_ROWS = "row sums of dO * O"
 EXP_LESS_ONE = "exp(x) - 1"
+DIFFERENCE = "logaddexp(e, -e) - log(2)"
 BY_TANH = "(1 + tanh(x / 2)) / 2"
 
 IN_ORDER = Algorithm("sums taken term after term", in_order=True)
@@ -219,6 +240,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "elu": (Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),),
     "selu": (Algorithm(EXP_LESS_ONE, (selu_by_exp, selu_backward)),),
     "celu": (Algorithm(EXP_LESS_ONE, (celu_by_exp, celu_backward)),),
+    "log_cosh": (Algorithm(DIFFERENCE, (log_cosh_by_logaddexp, log_cosh_by_logaddexp_backward), one_sided=True),),
     "sigmoid": (Algorithm(BY_TANH, (sigmoid_by_tanh, sigmoid_backward)),),
     "silu": (Algorithm(BY_TANH, (silu_by_tanh, silu_backward)),),
 }
