@@ -17,6 +17,7 @@ from gradproof.layer import OptionValue, index_domain
 from gradproof.network import Input, Network, Node
 from gradproof.noise import tensors
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
+from gradproof.reference.algorithms import Algorithm
 
 Array = np.ndarray[Any, Any]
 Got = dict[str, Any]
@@ -423,7 +424,7 @@ def test_another_formula_has_a_floor_of_its_own() -> None:
     """1 - tanh^2 keeps no digit at 10, in float32."""
     network = Network((Input("x", (2,)),), (node("out", "tanh", "x"),))
     of = Case(network, "float32", {"x": np.array([10.0, 0.5], "float32")}, np.ones(2, "float32"))
-    precise = NumpyReference(rows=PRECISE)
+    precise = Algorithm("precise", PRECISE["tanh"])
     statement = equations(of, run(of))["gradient:x"]
     textbook, other = (statement.floor(8, {}, rows).spread[0] for rows in ({}, {"out": precise}))
     assert other < 1e-3 * textbook
