@@ -28,13 +28,17 @@ def _lp_pool(x: Any, p: int, kernel: int, stride: int, ceil_mode: bool) -> Any:
 HALF = (torch.bfloat16, torch.float16)
 
 
-def _idle(small: int, taps: int, large: int, stride: int, padding: int, dilation: int) -> bool:
-    """Whether some tap of a kernel meets padding alone.
+def _idle(small: Any, large: Any, taps: Any, stride: Any, padding: Any, dilation: Any) -> bool:
+    """Whether some tap of a kernel meets padding alone; each argument has a number for every axis.
 
-    small, large: the sizes that stride * i + dilation * tap - padding leads between, those of the output and the input
-    of a convolution.
+    small, large: the sizes between which stride * i + dilation * tap - padding leads, those of a convolution's output
+    and input.
     """
-    return any(not any(0 <= stride * i + dilation * tap - padding < large for i in range(small)) for tap in range(taps))
+    return any(
+        not any(0 <= s * i + d * tap - p < size for i in range(count))
+        for count, size, kernel, s, p, d in zip(small, large, taps, stride, padding, dilation, strict=True)
+        for tap in range(kernel)
+    )
 
 
 def _convolution(native: Any) -> Row:
@@ -44,14 +48,11 @@ def _convolution(native: Any) -> Row:
         x: Any, weight: Any, bias: Any = None, *, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Any:
         sizes, taps = x.shape[2:], weight.shape[2:]
-        out = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(sizes, taps, stride, padding, dilation, strict=True)
-        ]
-        idle = any(map(_idle, out, taps, sizes, stride, padding, dilation))
-        if x.dtype in HALF and idle:
-            x = F.pad(x, [p for each in reversed(padding) for p in (each, each)])
-            padding = 0
+        if x.dtype in HALF:
+            along = zip(sizes, taps, stride, padding, dilation, strict=True)
+            out = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in along]
+            if _idle(out, sizes, taps, stride, padding, dilation):
+                x, padding = F.pad(x, [p for each in reversed(padding) for p in (each, each)]), 0
         return native(x, weight, bias, stride, padding, dilation, groups)
 
     return convolve
@@ -61,26 +62,16 @@ def _transposed_convolution(native: Any) -> Row:
     """In half precision the padding is cut off afterwards where a tap meets nothing else: see `_convolution`."""
 
     def convolve(
-        x: Any,
-        weight: Any,
-        bias: Any = None,
-        *,
-        stride: Any,
-        padding: Any,
-        output_padding: Any,
-        dilation: Any,
-        groups: int,
+        x: Any, weight: Any, bias: Any = None, *, stride: Any, padding: Any, dilation: Any, **rest: Any
     ) -> Any:
         sizes, taps = x.shape[2:], weight.shape[2:]
-        out = [
-            (size - 1) * s - 2 * p + d * (k - 1) + more + 1
-            for size, k, s, p, d, more in zip(sizes, taps, stride, padding, dilation, output_padding, strict=True)
-        ]
-        idle = any(map(_idle, sizes, taps, out, stride, padding, dilation))
-        if not (x.dtype in HALF and idle):
-            return native(x, weight, bias, stride, padding, output_padding, groups, dilation)
-        whole = native(x, weight, bias, stride, 0, output_padding, groups, dilation)
-        return whole[(..., *(slice(p, p + size) for p, size in zip(padding, out, strict=True)))]
+        if x.dtype in HALF:
+            along = zip(sizes, taps, stride, padding, dilation, rest["output_padding"], strict=True)
+            out = [(size - 1) * s - 2 * p + d * (k - 1) + more + 1 for size, k, s, p, d, more in along]
+            if _idle(sizes, out, taps, stride, padding, dilation):
+                whole = native(x, weight, bias, stride, 0, dilation=dilation, **rest)
+                return whole[(..., *(slice(p, p + size) for p, size in zip(padding, out, strict=True)))]
+        return native(x, weight, bias, stride, padding, dilation=dilation, **rest)
 
     return convolve
 

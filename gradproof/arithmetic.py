@@ -31,6 +31,7 @@ BY_CHANCE = 1e-6
 """The chance below which an average is taken for no chance."""
 
 FEWEST_TO_AVERAGE = 5
+"""Probes that must tell of an element before its average counts."""
 
 ENOUGH = 16
 """Probes after which nothing more is learnt once the coarsest class is needed."""

@@ -421,12 +421,16 @@ def replay(
     *,
     isolation: bool = True,
     memory: float | None = None,
+    strict: bool = False,
+    arithmetic: str = "every",
 ) -> Report:
-    """Examine the adapters on one given case, and on the kinks of its layers; isolation and memory as in `check`.
+    """Examine the adapters on one given case, and on the kinks of its layers; all else as in `check`.
 
-    Raises AdapterError for an adapter that cannot be used.
+    Raises UsageError for an unknown arithmetic, AdapterError for an adapter that cannot be used.
     """
-    run = Run(load_adapters(adapters, loader(isolation, memory)), [case.dtype], case.seed or 0, timeout)
+    require_known("arithmetic", [arithmetic], ARITHMETICS)
+    loaded = load_adapters(adapters, loader(isolation, memory))
+    run = Run(loaded, [case.dtype], case.seed or 0, timeout, None, strict, arithmetic)
     started = time.monotonic()
     try:
         run.prepare({node.layer.name for node in case.network.nodes})

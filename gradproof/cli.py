@@ -163,18 +163,7 @@ def _add_check(commands: Any) -> None:
         "--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=f"for one network (default {TIMEOUT:g})"
     )
     _add_isolation(parser)
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="let an honest algorithm that loses digits, such as a variance as a difference of moments, disagree too",
-    )
-    parser.add_argument(
-        "--arithmetic",
-        metavar="CLASS",
-        default="every",
-        help="demand that no layer rounds more in bfloat16 and float16: inside (results alone), stored (what is kept "
-        "for the backward pass too) or every (every operation; default)",
-    )
+    _add_demands(parser)
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first network that disagrees")
     parser.add_argument(
         "--failures",
@@ -197,6 +186,22 @@ def _add_replay(commands: Any) -> None:
     parser.add_argument("spec", metavar="SPEC.json", type=Path, help="a spec that check wrote")
     _add_adapters(parser, f"default: {' and '.join(DEFAULT_ADAPTERS)}")
     _add_isolation(parser)
+    _add_demands(parser)
+
+
+def _add_demands(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="let an honest algorithm that loses digits, such as a variance as a difference of moments, disagree too",
+    )
+    parser.add_argument(
+        "--arithmetic",
+        metavar="CLASS",
+        default="every",
+        help="demand that no layer rounds more in bfloat16 and float16: inside (results alone), stored (what is kept "
+        "for the backward pass too) or every (every operation; default)",
+    )
 
 
 def _add_walk(commands: Any) -> None:
@@ -256,6 +261,8 @@ def _replay(options: argparse.Namespace) -> int:
         options.adapter or DEFAULT_ADAPTERS,
         isolation=options.isolation,
         memory=options.memory,
+        strict=options.strict,
+        arithmetic=options.arithmetic,
     )
     _write_json(options.json, report.to_json())
     console = OutputConsole()

@@ -19,7 +19,7 @@ from gradproof.adapter import Adapter
 from gradproof.agreement import Evidence, TensorCheck
 from gradproof.case import Case, upcast
 from gradproof.dtypes import VALID_DTYPES
-from gradproof.layer import Layer, OptionValue, Shape
+from gradproof.layer import Layer, OptionValue, Shape, TrailingAxes
 from gradproof.network import Node
 from gradproof.reference import LAYERS
 
@@ -111,8 +111,7 @@ class Divergence:
         argument = self._located_by(case, node)
         measured: Any = argument * float(options[self.times]) if self.times else argument  # type: ignore[arg-type]
         if self.statistic:
-            axes = options.get(self.along, ())
-            axes = tuple(range(-axes, 0)) if isinstance(axes, int) and self.along == "axes" else axes
+            axes = self._axes(node, options)
             with np.errstate(all="ignore"):
                 measured = STATISTICS[self.statistic](measured, axes)
         held = (measured >= self.between[0]) & (measured <= self.between[1])
@@ -120,6 +119,12 @@ class Divergence:
             return np.broadcast_to(held, shape)
         per_slice = bool(self.along) and held.size == math.prod(shape)
         return held.reshape(shape) if per_slice else np.asarray(held.any())
+
+    def _axes(self, node: Node, options: Mapping[str, OptionValue]) -> Any:
+        """The axes of a slice, of which some layers tell the number alone."""
+        named = options.get(self.along, ())
+        counted = any(o.name == self.along and isinstance(o.domain, TrailingAxes) for o in node.layer.options)
+        return tuple(range(-named, 0)) if counted and isinstance(named, int) else named
 
     def _located_by(self, case: Case, node: Node) -> np.ndarray:
         if self.argument == COTANGENT:

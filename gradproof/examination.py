@@ -224,12 +224,14 @@ def _judgement(subject: Subject, equations: Equations, statement: Statement, got
     check = judge(statement, given, case.dtype, _known_classes(subject, case.dtype, statement))
     if check.evidence is None:
         return check
-    classes = _classes(subject, equations, statement, given, check.evidence.wrong)
+    sharper, classes = check, _classes(subject, equations, statement, given, check.evidence.wrong)
     if any(each.name != "inside" for each in classes.values()):
-        sharper, check = check, judge(statement, given, case.dtype, classes)
-        if not check.kind and not subject.classes.allow(classes.values(), subject.demanded):
-            return replace(sharper, kind="arithmetic", got=sharper.got)
-    return _by_algorithm(subject, statement, given, case.dtype, classes, check) if check.evidence else check
+        check = judge(statement, given, case.dtype, classes)
+    if check.evidence:
+        check = _by_algorithm(subject, statement, given, case.dtype, classes, check)
+    if not check.kind and not subject.classes.allow(classes.values(), subject.demanded):
+        return replace(sharper, kind="arithmetic")
+    return check
 
 
 def _known_classes(subject: Subject, dtype: str, statement: Statement) -> dict[str, Arithmetic]:

@@ -102,7 +102,7 @@ def _moved_loss(moved: Array, rest: list[Any], out: Array) -> Array:
 # Attention.
 
 
-def rows_of_output(dout: Array, v: Array, probabilities: Array, dprobabilities: Array) -> Array:
+def rows_of_output(dout: Array, v: Array, probabilities: Array) -> Array:
     """sum_s dP P = sum_v dO O, with O = P v (Dao et al. 2022)."""
     return (dout * (probabilities @ v)).sum(axis=-1, keepdims=True)
 

@@ -83,29 +83,23 @@ def scaled_dot_product_attention_forward(
     return probabilities @ v, cache
 
 
-def row_sums(dout: Array, v: Array, probabilities: Array, dprobabilities: Array) -> Array:
-    """sum_s dP P."""
-    return (dprobabilities * probabilities).sum(axis=-1, keepdims=True)
-
-
-def attention_probabilities(cache: tuple[Any, ...]) -> Array:
-    """P, made again from the scores and the logarithm of their exponentials' sum, as fused attention makes it."""
-    _, _, _, logits, logsumexp, allowed, *_ = cache
-    return _exponential(logits - logsumexp, allowed)
+RowSums = Callable[[Array, Array, Array], Array]
 
 
 def scaled_dot_product_attention_backward(
-    dout: Array, cache: tuple[Any, ...], rows: Callable[[Array, Array, Array, Array], Array] = row_sums
+    dout: Array, cache: tuple[Any, ...], *, rows: RowSums | None = None
 ) -> Gradients:
     """dv = P^T dout; with dP = dout v^T: dS = P (dP - sum_s dP P), dq = scale dS k, dk = scale dS^T q, dbias = dS.
 
-    P is made again, as fused attention makes it (Dao et al. 2022). The heads of k and v that a group shares sum its
-    gradients. rows: how the sums over the keys are made.
+    P is made again from the scores and the logarithm of their exponentials' sum, as fused attention makes it (Dao et
+    al. 2022). The heads of k and v that a group shares sum its gradients. rows: what gives sum_s dP P in another way,
+    from dout, v and P.
     """
-    q, k, v, _, _, _, factor, groups, bias_shape = cache
-    probabilities = attention_probabilities(cache)
+    q, k, v, logits, logsumexp, allowed, factor, groups, bias_shape = cache
+    probabilities = _exponential(logits - logsumexp, allowed)
     dprobabilities = dout @ np.swapaxes(v, -1, -2)
-    dlogits = probabilities * (dprobabilities - rows(dout, v, probabilities, dprobabilities))
+    textbook = (dprobabilities * probabilities).sum(axis=-1, keepdims=True)
+    dlogits = probabilities * (dprobabilities - (textbook if rows is None else rows(dout, v, probabilities)))
     gradients = {
         "q": factor * (dlogits @ k),
         "k": _shared(factor * (np.swapaxes(dlogits, -1, -2) @ q), groups),
@@ -183,12 +177,10 @@ def multi_head_attention_forward(
     return (out if out_proj_bias is None else out + out_proj_bias), cache
 
 
-def multi_head_attention_backward(
-    dout: Array, cache: tuple[Any, ...], rows: Callable[[Array, Array, Array, Array], Array] = row_sums
-) -> Gradients:
+def multi_head_attention_backward(dout: Array, cache: tuple[Any, ...], *, rows: RowSums | None = None) -> Gradients:
     """Back through the output's linear map, the heads, and the three input maps, whose sources sum what they feed."""
     inner, sources, weights, joined, out_proj_weight, given, together, biased, heads, bias_shape = cache
-    within = scaled_dot_product_attention_backward(_by_head(dout @ out_proj_weight, heads), inner, rows)
+    within = scaled_dot_product_attention_backward(_by_head(dout @ out_proj_weight, heads), inner, rows=rows)
     dparts = [_side_by_side(within[name], dout.ndim) for name in "qkv"]
     dsources = [dpart @ weight for dpart, weight in zip(dparts, weights, strict=True)]
     dweights = [_outer(dpart, source) for dpart, source in zip(dparts, sources, strict=True)]

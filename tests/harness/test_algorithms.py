@@ -12,6 +12,7 @@ import pytest
 from gradproof.drawing import Drawn, draw_each
 from gradproof.examination import Examination, Subject, examine
 from gradproof.kinks import one_node
+from gradproof.layer import Layer, Options
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, Algorithm, algorithms_of, by_folding
 
@@ -132,3 +133,25 @@ def test_a_sum_taken_term_after_term_is_no_mistake(terms: int) -> None:
 
 def test_every_layer_may_add_in_order() -> None:
     assert algorithms_of("identity") == (IN_ORDER,)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("factor", [0.5, -1.0, 1.25])
+def test_what_leans_to_one_side_by_a_rounded_constant_hides_no_mistake_in_half_precision(
+    dtype: str, factor: float
+) -> None:
+    """Of log cosh, whose algorithm rounds log(2)."""
+    numbers = np.random.default_rng(3).standard_normal((4, 8))
+    case = one_node(LAYERS["log_cosh"], {"reduction": "none"}, {"x": numbers.tolist(), "target": 0.0}, dtype)
+    (algorithm,) = ALGORITHMS["log_cosh"]
+    assert algorithm.row is not None
+    for forward, backward in ((LAYERS["log_cosh"].forward, LAYERS["log_cosh"].backward), algorithm.row):
+        for right, row in ((True, (forward, backward)), (False, (forward, scaled(backward, factor)))):
+            assert examine(Subject(Narrow(rows={"log_cosh": row}), {}), case).agrees is right
+
+
+class Narrow(NumpyReference):
+    """Runs in half precision too, in which every operation rounds."""
+
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+        return True

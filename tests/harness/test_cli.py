@@ -23,6 +23,7 @@ from gradproof.check import Disagreement
 from gradproof.cli import AGREEMENT, DISAGREEMENT, INTERRUPTED, USAGE, main
 from gradproof.examples import EXAMPLES
 from gradproof.reference import LAYERS
+from gradproof.reference.algorithms import DIFFERENCE
 from gradproof.registry import adapter_names
 
 VERSION = f"NumPy {np.__version__}"
@@ -37,6 +38,7 @@ from pathlib import Path
 
 from gradproof.adapters.base import Composed, TableAdapter
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference.algorithms import ALGORITHMS
 
 
 class Right(NumpyReference):
@@ -129,6 +131,24 @@ class Spoilt(NumpyReference):
         if "mse" in layers:
             return {**gradients, name: gradients[name] * float("nan")}
         return gradients
+
+
+class Lossy(NumpyReference):
+    """Takes log cosh as a difference of logarithms."""
+
+    name = "lossy"
+
+    def __init__(self):
+        super().__init__(rows={"log_cosh": ALGORITHMS["log_cosh"][0].row})
+
+
+class Coarse(NumpyReference):
+    """Has one layer, in which every operation rounds to bfloat16."""
+
+    name = "coarse"
+
+    def supports(self, layer, options, dtype):
+        return layer.name == "sigmoid"
 
 
 class NoVersion(NumpyReference):
@@ -322,6 +342,57 @@ def test_exitfirst_stops_at_the_first_disagreement(gradproof: Command) -> None:
     assert report["networks"] < 300
     assert len({each["network"] for each in report["disagreements"]}) == 1
     assert not report["interrupted"]
+
+
+def test_an_algorithm_that_loses_digits_is_counted_and_disagrees_where_that_is_asked(gradproof: Command) -> None:
+    adapter = ("--adapter", "adapters_here.py:Lossy")
+    asked = ("check", *adapter, "--dtype", "float32", "--seed", "1", "--layer", "log_cosh", "--max-nodes", "2")
+    told = gradproof(*asked, "--networks", "80", "--json", "report.json")
+    assert told.code == AGREEMENT
+    (counted,) = valid_json("report.json")["accuracy"]
+    assert counted | {"tensors": 0} == {
+        "adapter": "lossy",
+        "dtype": "float32",
+        "layer": "log_cosh",
+        "algorithm": DIFFERENCE,
+        "tensors": 0,
+    }
+    number = counted["tensors"]
+    line = f"accuracy: lossy float32 log_cosh: no more digits than {DIFFERENCE} gives ({number} tensor"
+    assert any(each.startswith(line) for each in told.lines)
+    strict = gradproof(*asked, "--networks", "80", "--json", "report.json", "--strict")
+    assert strict.code == DISAGREEMENT
+    found = valid_json("report.json")["disagreements"]
+    assert {(each["kind"], each["layer"]) for each in found} == {("accuracy", "log_cosh")}
+    assert gradproof("replay", found[0]["spec"], *adapter, "--strict").code == DISAGREEMENT
+    assert gradproof("replay", found[0]["spec"], *adapter).code == AGREEMENT
+
+
+def test_a_class_of_arithmetic_is_told_and_may_be_demanded(gradproof: Command) -> None:
+    adapter = ("--adapter", "adapters_here.py:Coarse")
+    asked = ("check", *adapter, "--dtype", "bfloat16", "--seed", "1", "--layer", "sigmoid", "--max-nodes", "1")
+    told = gradproof(*asked, "--networks", "10", "--json", "report.json")
+    assert told.code == AGREEMENT
+    assert valid_json("report.json")["arithmetic"] == {"coarse": {"bfloat16": {"sigmoid": "every"}}}
+    assert "arithmetic: coarse bfloat16 rounds every operation: sigmoid" in told.lines
+    demanded = gradproof(*asked, "--networks", "10", "--json", "report.json", "--arithmetic", "inside")
+    assert demanded.code == DISAGREEMENT
+    found = valid_json("report.json")["disagreements"]
+    assert {(each["kind"], each["layer"]) for each in found} == {("arithmetic", "sigmoid")}
+    spec = found[0]["spec"]
+    assert gradproof("replay", spec, *adapter, "--arithmetic", "inside").code == DISAGREEMENT
+    assert gradproof("replay", spec, *adapter).code == AGREEMENT
+
+
+@pytest.mark.parametrize("command", [("check",), ("replay", "spec.json")])
+def test_an_unknown_class_of_arithmetic_is_refused_with_the_valid_ones(
+    gradproof: Command, command: Sequence[str]
+) -> None:
+    check(gradproof, "Wrong", "--layer", "tanh", "-x", "--failures", "specs")
+    (spec,) = Path("specs").iterdir()
+    spec.rename("spec.json")
+    result = gradproof(*command, "--adapter", "reference", "--arithmetic", "outside")
+    assert refused(result, "unknown arithmetic 'outside'; valid arithmetics: inside, stored, every")
 
 
 def test_failures_go_where_they_are_told_to(gradproof: Command) -> None:

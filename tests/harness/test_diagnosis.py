@@ -701,6 +701,9 @@ class WrongWithin(NumpyReference):
         super().__init__()
         self._backward = rows_of(fault)["scaled_dot_product_attention"]
 
+    def _within(self, dout: Array, cache: Any, *, rows: Any) -> Any:
+        return self._backward[1](dout, cache)
+
     def row(self, node: Node) -> Any:
         forward, backward = super().row(node)
 
@@ -709,7 +712,7 @@ class WrongWithin(NumpyReference):
                 return forward(*arrays, **others)
 
         def wrong(dout: Array, cache: Any) -> dict[str, Array]:
-            with patch.object(reference_attention, "scaled_dot_product_attention_backward", self._backward[1]):
+            with patch.object(reference_attention, "scaled_dot_product_attention_backward", self._within):
                 return backward(dout, cache)
 
         return within, wrong

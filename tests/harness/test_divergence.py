@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 import gradproof.adapters
-from gradproof.adapter import Adapter
+from gradproof.adapter import Adapter, Forward
 from gradproof.case import Case
 from gradproof.check import Report, check
 from gradproof.divergence import COTANGENT, Divergence, DivergenceError, divergences_of, explanation, read_divergences
 from gradproof.dtypes import VALID_DTYPES
 from gradproof.examination import Examination, Subject, examine
 from gradproof.kinks import one_node, stale_divergences, witness_case
+from gradproof.layer import Layer, Options
 from gradproof.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row
@@ -645,3 +646,74 @@ def test_the_adapter_finds_its_file(name: str) -> None:
     read: Mapping[str, tuple[Divergence, ...]] = {name: divergences_of(load(name))}
     assert read == {name: built_in(name)}
     assert built_in(name)
+
+
+# What overflows in float16 on the way. The adapter below is right but for the elements that it is told to spoil.
+
+
+class Spoiling(NumpyReference):
+    """The reference, rounded to float16, with a part of one gradient changed."""
+
+    name = "jax"
+
+    def __init__(self, layer: str, argument: str, spoil: Callable[[Array], Array]) -> None:
+        self.argument = argument
+        super().__init__(rows={layer: (LAYERS[layer].forward, self._backward_of(layer, spoil))})
+
+    def version(self) -> str:
+        return "0.10.2"
+
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+        return True
+
+    def _backward_of(self, layer: str, spoil: Callable[[Array], Array]) -> Callable[..., Any]:
+        def backward(dout: Array, cache: Any) -> dict[str, Array]:
+            gradients = LAYERS[layer].backward(dout, cache)
+            return {**gradients, self.argument: spoil(np.array(gradients[self.argument], float))}
+
+        return backward
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        exact = {n: v.astype(float) if v.dtype.kind != "i" else v for n, v in values.items()}
+        forward = super().forward(network, exact, "float64")
+        return Forward({n: a.astype(dtype) for n, a in forward.outputs.items()}, forward.tape)
+
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
+        with np.errstate(all="ignore"):
+            found = super().backward(forward, cotangent.astype(float))
+            return {n: a.astype(cotangent.dtype) for n, a in found.items()}
+
+
+def nothing_but_nan(gradient: Array) -> Array:
+    return np.full_like(gradient, np.nan)
+
+
+OVERFLOWING = [
+    ("layer_norm", "x", {"x": [[0.013, -0.014, 0.004]]}, {"x": [[1.0, 2.0, 4.0]]}, 1.0, 1.0),
+    ("layer_norm", "x", {"x": [[1.0, 2.0, 4.0]]}, {"x": [[1.0, 2.0, 4.0]]}, 1000.0, 1.0),
+    ("weight_norm", "direction", {"x": [1.0, -0.5], "direction": 4.0}, {"x": [1.0, -0.5]}, 1000.0, 1.0),
+]
+"""Layer, argument, numbers at which its float16 gradient may overflow in JAX, numbers at which it may not, and what the
+cotangent is multiplied by in either case."""
+
+
+@pytest.mark.parametrize(("layer", "argument", "there", "elsewhere", "scale", "other"), OVERFLOWING)
+def test_an_overflow_on_the_way_excuses_what_is_not_finite_where_it_can_occur(
+    layer: str, argument: str, there: Mapping[str, Any], elsewhere: Mapping[str, Any], scale: float, other: float
+) -> None:
+    entries = tuple(each for each in built_in("jax") if each.layer == layer and each.applies("0.10.2", "float16"))
+    options = {"features": 3} if layer == "weight_norm" else {}
+
+    def found(spoil: Callable[[Array], Array], numbers: Mapping[str, Any], factor: float) -> Examination:
+        case = one_node(LAYERS[layer], options, numbers, "float16")
+        case = replace(case, cotangent=(case.cotangent * np.float16(factor)).astype("float16"))
+        return examine(Subject(Spoiling(layer, argument, spoil), {}, entries), case)
+
+    assert found(nothing_but_nan, there, scale).known
+    for spoil, numbers, factor in (
+        (nothing_but_nan, elsewhere, other),
+        (lambda gradient: 1.25 * gradient, there, scale),
+        (lambda gradient: gradient + np.abs(gradient).max(), there, scale),
+    ):
+        assert not found(spoil, numbers, factor).agrees
+        assert not found(spoil, numbers, factor).known

@@ -181,22 +181,28 @@ def test_killed_from_outside_between_two_networks() -> None:
 ALONE = "but not when this network ran alone in a fresh process: an earlier network may have done the damage"
 
 
-def test_what_an_earlier_network_has_spoilt_is_blamed_on_no_layer() -> None:
-    """A tanh leaves something behind, of which the next network dies that has none."""
-    loading = """
+def delayed(ends: str, dies: str, damages: str) -> Isolated:
+    """An adapter whose backward pass ends its process so, and leaves something behind, under these conditions."""
+    loading = f"""
         class Delayed(NumpyReference):
             name = "delayed"
             damaged = False
 
             def backward(self, forward, cotangent):
-                layers = {node.layer.name for node in forward.tape[0].nodes}
-                if self.damaged and "tanh" not in layers:
-                    os.kill(os.getpid(), signal.SIGSEGV)
-                self.damaged = "tanh" in layers
+                layers = {{node.layer.name for node in forward.tape[0].nodes}}
+                if {dies}:
+                    {ends}
+                self.damaged = {damages}
                 return super().backward(forward, cotangent)
     """
     mine("return gradients", loading)
-    with closing(Isolated("mine.py:Delayed")) as adapter:
+    return Isolated("mine.py:Delayed")
+
+
+def test_what_an_earlier_network_has_spoilt_is_blamed_on_no_layer() -> None:
+    """A tanh leaves something behind, of which the next network dies that has none."""
+    killed = "os.kill(os.getpid(), signal.SIGSEGV)"
+    with closing(delayed(killed, 'self.damaged and "tanh" not in layers', '"tanh" in layers')) as adapter:
         assert examined(adapter, case("exp")).agrees
         assert examined(adapter, WITH).agrees
         found = examined(adapter, WITHOUT)
@@ -210,20 +216,8 @@ def test_what_an_earlier_network_has_spoilt_is_blamed_on_no_layer() -> None:
 
 def test_a_layer_is_named_only_where_it_ends_a_fresh_process_too() -> None:
     """Sigmoid leaves something behind of which any other layer dies, in its own network as in a later one."""
-    loading = """
-        class Delayed(NumpyReference):
-            name = "delayed"
-            damaged = False
-
-            def backward(self, forward, cotangent):
-                layers = {node.layer.name for node in forward.tape[0].nodes}
-                if layers != {"sigmoid"} and ("sigmoid" in layers or self.damaged):
-                    os._exit(3)
-                self.damaged = self.damaged or "sigmoid" in layers
-                return super().backward(forward, cotangent)
-    """
-    mine("return gradients", loading)
-    with closing(Isolated("mine.py:Delayed")) as adapter:
+    dies = 'layers != {"sigmoid"} and ("sigmoid" in layers or self.damaged)'
+    with closing(delayed("os._exit(3)", dies, 'self.damaged or "sigmoid" in layers')) as adapter:
         found = examined(adapter, WITHOUT)
         assert told(found) == [("value:h2", "crash", "the process ended with exit code 3")]
         assert culprits(found) == []
