@@ -296,12 +296,17 @@ def _by_algorithm(
         fitting = [
             each.name
             for each in algorithms_of(node.layer.name)
-            if not judge(statement, got, dtype, classes, {node.name: each}).kind
+            if _bounded(judge(statement, got, dtype, classes, {node.name: each}), check)
         ]
         if fitting:
             told = replace(check, evidence=None, algorithm=(node.layer.name, " or ".join(fitting)))
             return replace(told, kind="accuracy" if subject.strict else None)
     return check
+
+
+def _bounded(by_algorithm: TensorCheck, check: TensorCheck) -> bool:
+    """Whether the algorithm accounts for the errors; leaving the range itself, where they have no bound, does not."""
+    return not by_algorithm.kind and by_algorithm.unverifiable <= check.unverifiable
 
 
 def _with_views(checks: Iterable[TensorCheck], trace: Trace) -> Iterator[TensorCheck]:

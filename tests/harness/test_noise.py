@@ -626,8 +626,8 @@ def with_one_kind(to_grid: bool) -> Patch:
 def with_attributes(**values: Any) -> Patch:
     made = Rounding.__init__
 
-    def patched(self: Rounding, dtype: Any, generator: Any, to_grid: bool) -> None:
-        made(self, dtype, generator, to_grid)
+    def patched(self: Rounding, *arguments: Any, **others: Any) -> None:
+        made(self, *arguments, **others)
         vars(self).update(values)
 
     return lambda patch: patch.setattr(Rounding, "__init__", patched)
