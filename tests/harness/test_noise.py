@@ -474,9 +474,9 @@ def test_both_kinds_of_rounding_take_part(monkeypatch: pytest.MonkeyPatch) -> No
     kinds: list[bool] = []
     made = Rounding.__init__
 
-    def recording(self: Rounding, dtype: Any, generator: Any, to_grid: bool) -> None:
+    def recording(self: Rounding, *arguments: Any, to_grid: bool, **others: Any) -> None:
         kinds.append(to_grid)
-        made(self, dtype, generator, to_grid)
+        made(self, *arguments, to_grid=to_grid, **others)
 
     monkeypatch.setattr(Rounding, "__init__", recording)
     floor(chain_case(), "value:out", 6)
