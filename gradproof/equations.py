@@ -8,7 +8,7 @@ the given inputs and the given cotangent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,10 @@ from gradproof.reference.algorithms import Algorithm
 Array = np.ndarray[Any, Any]
 Terms = Mapping[str, Array]
 """Argument -> what a node sends back to the tensor that it reads there."""
+
+Held = Callable[[str, int], Array | None]
+"""What an adapter may have held of a tensor, in the run of that number, in place of what it gave of it; None of what it
+was given itself."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Equation:
 
     number: its place in the network, from which its rounding errors are drawn. reads: tensor -> float64 array.
     dout: float64 array. reference: computes what is expected. textbook: the formulas that are watched while they round.
-    rounded: the tensors that the adapter may have held with more digits than it gave.
+    held: what the adapter may have had of a tensor in place of what it gave; None where it had that.
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Equation:
         reference: NumpyReference,
         textbook: NumpyReference,
         dtype: str,
-        rounded: frozenset[str] = frozenset(),
+        held: Held | None = None,
     ) -> None:
         self.node = node
         self._number = number
@@ -88,8 +92,8 @@ class Equation:
         self._reference = reference
         self._textbook = textbook
         self._dtype = np.dtype(dtype)
-        self._rounded = rounded
-        self._samples: dict[tuple[str, Any], list[tuple[Array, Terms]]] = {}
+        self._held = held
+        self._samples: dict[tuple[Any, ...], list[tuple[Array, Terms]]] = {}
         self.out, self._cache = reference.run_node(node, reads)
         self.dout = np.zeros(())
         self.terms: Terms = {}
@@ -106,36 +110,43 @@ class Equation:
         given = (*(array for array in self.reads.values() if is_floating(array)), self.dout)
         return all(bool(np.isfinite(array).all()) for array in given)
 
-    def samples(self, count: int, arithmetic: Arithmetic, algorithm: Algorithm | None = None) -> Sequence[Any]:
-        """The value and the terms of `count` runs whose arithmetic rounds, those of another algorithm where given."""
-        key = (arithmetic.name, algorithm.name if algorithm else None)
+    def samples(
+        self, count: int, arithmetic: Arithmetic, algorithm: Algorithm | None = None, as_given: bool = False
+    ) -> Sequence[Any]:
+        """The value and the terms of `count` runs whose arithmetic rounds, those of another algorithm where given.
+
+        as_given: on the numbers that the adapter gave, whatever it may have held.
+        """
+        held = None if as_given else self._held
+        key = (arithmetic.name, algorithm.name if algorithm else None, held)
         made = self._samples.setdefault(key, [])
         while len(made) < count:
-            made.append(self._sample(len(made), arithmetic, algorithm))
+            made.append(self._sample(len(made), arithmetic, algorithm, held))
         return made[:count]
 
-    def _sample(self, index: int, arithmetic: Arithmetic, algorithm: Algorithm | None) -> tuple[Array, Terms]:
+    def _sample(
+        self, index: int, arithmetic: Arithmetic, algorithm: Algorithm | None, held: Held | None
+    ) -> tuple[Array, Terms]:
         generator = np.random.default_rng((index, self._number, self._dtype.itemsize))
         in_order = algorithm is not None and algorithm.in_order
         rounding = Rounding(arithmetic.operations(self._dtype), generator, to_grid=index % 2 == 1, in_order=in_order)
         row = algorithm.row if algorithm else None
         reference = self._textbook.replacing(self.node.layer.name, row) if row else self._textbook
         coarse = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
+
+        def given(key: str, array: Array) -> Array:
+            other = held(key, index) if held else None
+            return observe(rounding.flushed(array if other is None else coarse(other)), rounding)
+
         reads = {
-            name: observe(self._perturbed(name, array, rounding, coarse), rounding) if is_floating(array) else array
-            for name, array in self.reads.items()
+            name: given(f"value:{name}", array) if is_floating(array) else array for name, array in self.reads.items()
         }
         with np.errstate(all="ignore"):
             out, cache = reference.run_node(self.node, reads)
             if arithmetic is STORED:
                 cache = rounded_inside(cache, coarse)
-            dout = self._perturbed(self.node.name, self.dout, rounding, coarse)
-            terms = reference.row(self.node)[1](observe(dout, rounding), cache)
+            terms = reference.row(self.node)[1](given(f"gradient:{self.node.name}", self.dout), cache)
         return np.asarray(out), {name: np.asarray(each) for name, each in terms.items()}
-
-    def _perturbed(self, name: str, array: Array, rounding: Rounding, coarse: Rounding) -> Array:
-        """The array, its small numbers flushed by chance; rounded once where the adapter may have had more digits."""
-        return rounding.flushed(coarse(array) if name in self._rounded else array)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,18 +180,31 @@ class Statement:
         if not self.parts:  # the given cotangent, which nobody computes
             return Floor(np.zeros(self.expected.shape), np.zeros(self.expected.shape, bool))
         others = algorithms or {}
-        sums: list[Any] = [0.0] * count
-        for equation, argument in self.parts:
-            name = equation.node.name
-            runs = equation.samples(count, arithmetics.get(name, INSIDE), others.get(name))
-            for i, (out, terms) in enumerate(runs):
-                sums[i] = sums[i] + (out if argument is None else terms[argument])
-        samples = np.stack([np.broadcast_to(each, self.expected.shape) for each in sums])
+        runs = [
+            equation.samples(count, arithmetics.get(equation.node.name, INSIDE), others.get(equation.node.name))
+            for equation, _ in self.parts
+        ]
+        samples = np.stack([self._sum([each[i] for each in runs]) for i in range(count)])
         with np.errstate(all="ignore"):
             deviations = np.abs(samples - self.expected)
             spread = np.maximum(deviations.mean(axis=0), deviations.max(axis=0) / PEAK)
         lost = ~np.isfinite(spread)
         return Floor(np.where(lost, 0.0, spread), lost)
+
+    def held(self, given: Array, run: int) -> Array:
+        """What may have stood in place of the given numbers where all operations rounded otherwise, in one run."""
+        sampled = self._sum([equation.samples(run + 1, EVERY, as_given=True)[run] for equation, _ in self.parts])
+        with np.errstate(all="ignore"):
+            moved = given + (sampled - self.expected)
+        return np.where(np.isfinite(moved), moved, given)
+
+    def _sum(self, runs: Sequence[tuple[Array, Terms]]) -> Array:
+        """The tensor of one run, given the value and the terms of every part."""
+        terms = [
+            out if argument is None else terms[argument]
+            for (out, terms), (_, argument) in zip(runs, self.parts, strict=True)
+        ]
+        return np.broadcast_to(sum(terms), self.expected.shape)
 
 
 def usable(got: Any, shape: tuple[int, ...]) -> bool:
@@ -204,8 +228,7 @@ class Equations:
     ) -> None:
         self.case = case
         network = case.network
-        nodes = {node.name for node in network.nodes}
-        self._rounded = frozenset(nodes) if fused else frozenset[str]()
+        held = self._held if fused else None
         self._unknown: set[str] = set()
         self.got = got
         known = self._values = dict(case.exact_values)
@@ -213,7 +236,7 @@ class Equations:
         with np.errstate(all="ignore"):
             for number, node in enumerate(network.nodes):
                 reads = {source: known[source] for _, source in node.sources}
-                equation = Equation(node, number, reads, reference, textbook, case.dtype, self._rounded)
+                equation = Equation(node, number, reads, reference, textbook, case.dtype, held)
                 self.by_node[node.name] = equation
                 known[node.name] = self._known(f"value:{node.name}", equation.out)
             self._statements = {f"value:{name}": self._value(name) for name in self.by_node}
@@ -235,6 +258,13 @@ class Equations:
             return upcast(np.asarray(got))
         self._unknown.add(key)
         return expected
+
+    def _held(self, key: str, run: int) -> Array | None:
+        """What the adapter may have gone on with in place of a tensor that it computed."""
+        if key not in self._statements or not self._statements[key].parts:
+            return None
+        role, _, name = key.partition(":")
+        return self._statements[key].held(self._values[name] if role == "value" else self.by_node[name].dout, run)
 
     def _value(self, name: str) -> Statement:
         equation = self.by_node[name]

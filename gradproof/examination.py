@@ -260,6 +260,8 @@ def _classes(
     found |= {name: subject.classes.of(own, probe) for name, own in alone.items()}
     if len(case.network.nodes) > 1 and judge(statement, got, case.dtype, found).kind:
         found |= {name: subject.classes.within(nodes[name], own, case, probe) for name, own in alone.items()}
+    if judge(statement, got, case.dtype, found).kind:
+        found |= {name: subject.classes.patiently(own, probe) for name, own in alone.items()}
     return found
 
 

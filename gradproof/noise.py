@@ -76,6 +76,10 @@ class Rounding:
     def __call__(self, exact: np.ndarray, at_one: bool = False) -> np.ndarray:
         """The array with rounding errors; NaN where the dtype overflows."""
         errors = self._take(exact.size).reshape(exact.shape)
+        with np.errstate(all="ignore"):  # what leaves the range is NaN in the end
+            return self._rounded(exact, errors, at_one)
+
+    def _rounded(self, exact: np.ndarray, errors: np.ndarray, at_one: bool) -> np.ndarray:
         rounded = exact + errors * (1.0 if at_one else exact)
         if self.to_grid or at_one:
             beyond = 1.0 if at_one else 0.0

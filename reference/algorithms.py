@@ -23,7 +23,7 @@ from gradproof.reference.attention import (
     scaled_dot_product_attention_forward,
 )
 from gradproof.reference.classification import cross_entropy_backward, cross_entropy_forward
-from gradproof.reference.common import Array, Gradients, positive_part, reduce_loss, spread_cotangent
+from gradproof.reference.common import Array, Gradients, magnitude, positive_part, reduce_loss, spread_cotangent
 from gradproof.reference.normalization import (
     Axes,
     batch_norm_backward,
@@ -35,7 +35,15 @@ from gradproof.reference.normalization import (
     layer_norm_forward,
 )
 from gradproof.reference.piecewise import SELU_ALPHA, SELU_SCALE, celu_backward, elu_backward, selu_backward
-from gradproof.reference.reductions import reduce_var_backward, reduce_var_forward
+from gradproof.reference.pooling import gather, lp_pool_backward, lp_pool_forward, sliding
+from gradproof.reference.reductions import (
+    located,
+    reduce_norm_backward,
+    reduce_norm_forward,
+    reduce_var_backward,
+    reduce_var_forward,
+    squeezed,
+)
 from gradproof.reference.softmax import (
     log_softmax_backward,
     logsumexp_backward,
@@ -142,6 +150,34 @@ def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdim
     return positive_part(total / (count - ddof)).reshape(out.shape), cache
 
 
+# The norm by powers of x as it is, which leave the range long before the norm does.
+
+
+def _root(powers: Array, p: float) -> Array:
+    """powers^(1/p): where 1/p is rounded, the result errs by the logarithm of the powers times as much."""
+    return np.sqrt(powers) if p == 2.0 else powers ** (np.ones_like(powers) / p)
+
+
+def reduce_norm_by_powers(x: Array, *, p: float, axes: tuple[int, ...], keepdims: bool, **kinks: float) -> Any:
+    """out = (sum |x|^p)^(1/p)."""
+    if p in (1.0, math.inf):
+        return reduce_norm_forward(x, p=p, axes=axes, keepdims=keepdims, **kinks)
+    sizes = magnitude(x)
+    root = _root((sizes**p).sum(axis=axes, keepdims=True), p)
+    return squeezed(root, located(x, axes), keepdims), (p, x * sizes ** (p - 2.0), (root, located(x, axes)))
+
+
+def lp_pool_by_powers(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Any]:
+    """out = (sum of x^p over each window)^(1/p)."""
+    if p == 1:
+        return lp_pool_forward(x, p=p, kernel=kernel, stride=stride, ceil_mode=ceil_mode)
+    windows = sliding(x.shape[2:], kernel, stride, ceil_mode=ceil_mode)
+    met = gather(x, windows, 0.0)
+    root = _root((met**p).sum(axis=-1, keepdims=True), p)
+    slope = (met / np.where(root == 0, 1.0, root)) ** (p - 1)
+    return root[..., 0], (slope, windows, x.shape)
+
+
 # exp(x) - 1 in place of expm1.
 
 
@@ -182,6 +218,24 @@ def log_cosh_by_logaddexp_backward(dout: Array, cache: Any) -> Gradients:
     return {"x": dx, "target": -dx}
 
 
+# The hyperbolic tangent as a quotient.
+
+TANH_IS_ONE = 20.0
+"""From here on tanh(x) is 1 to within the rounding of float64."""
+
+
+def tanhshrink_by_quotient(x: Array) -> tuple[Array, Any]:
+    """out = x - a / b, two functions that are rounded each, as rational approximations of tanh have them."""
+    small = np.clip(x, -TANH_IS_ONE, TANH_IS_ONE)
+    tanh = np.sinh(small) / np.cosh(small)
+    return x - tanh, tanh
+
+
+def tanhshrink_by_quotient_backward(dout: Array, tanh: Array) -> Gradients:
+    """dx = dout (1 - (1 - tanh(x)^2)), from the derivatives of the difference's two terms."""
+    return {"x": dout - dout * (1.0 - tanh * tanh)}
+
+
 # The logistic function by tanh.
 
 
@@ -207,6 +261,8 @@ FOLDED = "x r - mean(x) r"
 OUTPUT_ROWS = "row sums of dO * O"
 EXP_LESS_ONE = "exp(x) - 1"
 DIFFERENCE = "logaddexp(e, -e) - log(2)"
+POWERS = "(sum |x|^p)^(1/p)"
+QUOTIENT = "x - tanh(x) with a quotient for tanh(x), 1 - (1 - tanh(x)^2)"
 BY_TANH = "(1 + tanh(x / 2)) / 2"
 
 IN_ORDER = Algorithm("sums taken term after term", in_order=True)
@@ -237,10 +293,13 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "group_norm": _normalizations(group_norm_forward, group_norm_backward),
     "instance_norm": _normalizations(instance_norm_forward, group_norm_backward),
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward)),),
+    "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_backward), one_sided=True),),
+    "lp_pool": (Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),),
     "elu": (Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),),
     "selu": (Algorithm(EXP_LESS_ONE, (selu_by_exp, selu_backward)),),
     "celu": (Algorithm(EXP_LESS_ONE, (celu_by_exp, celu_backward)),),
     "log_cosh": (Algorithm(DIFFERENCE, (log_cosh_by_logaddexp, log_cosh_by_logaddexp_backward), one_sided=True),),
+    "tanhshrink": (Algorithm(QUOTIENT, (tanhshrink_by_quotient, tanhshrink_by_quotient_backward)),),
     "sigmoid": (Algorithm(BY_TANH, (sigmoid_by_tanh, sigmoid_backward)),),
     "silu": (Algorithm(BY_TANH, (silu_by_tanh, silu_backward)),),
 }
