@@ -182,8 +182,7 @@ def _local_response_norm(x: Any, size: int, alpha: float, beta: float, k: float)
     window = (1, size, *(1,) * (x.ndim - 2))
     reach = [(0, 0), (size // 2, (size - 1) // 2), *[(0, 0)] * (x.ndim - 2)]
     total = jax.lax.reduce_window(x * x, 0.0, jax.lax.add, window, (1,) * x.ndim, reach)
-    root = (k + alpha / size * total) ** (0.5 * beta)
-    return x / root / root  # in two steps, for JAX's gradient squares a divisor
+    return x * (k + alpha / size * total) ** -beta
 
 
 def _weight_norm(x: Any, direction: Any, magnitude: Any, bias: Any = None) -> Any:

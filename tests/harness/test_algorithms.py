@@ -21,7 +21,10 @@ Array = np.ndarray[Any, Any]
 PAIRS = [(layer, algorithm) for layer, algorithms in ALGORITHMS.items() for algorithm in algorithms]
 EACH = pytest.mark.parametrize(("layer", "algorithm"), PAIRS, ids=[f"{layer}: {each.name}" for layer, each in PAIRS])
 
-RARE = ("scaled_dot_product_attention", "multi_head_attention", "batch_norm", "group_norm", "instance_norm")
+RARE = (
+    *("scaled_dot_product_attention", "multi_head_attention", "batch_norm", "group_norm", "instance_norm"),
+    *("reduce_norm", "lp_pool"),
+)
 """Layers whose algorithms lose digits in few of the drawn networks."""
 
 
@@ -65,6 +68,29 @@ def test_a_normalization_that_cancels_is_named_where_all_numbers_are_equal(layer
     assert found.agrees
     assert found.accuracy
     assert all(name == layer and FOLDED in algorithms for name, algorithms in found.accuracy)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "size"),
+    [
+        ("reduce_norm", {"p": 2.0, "axes": (0,), "keepdims": False}, 1e-21),
+        ("reduce_norm", {"p": 3.0, "axes": (0,), "keepdims": False}, 1e-15),
+        ("lp_pool", {"p": 2, "kernel": 2, "stride": 1, "ceil_mode": False}, 1e-21),
+        ("lp_pool", {"p": 3, "kernel": 2, "stride": 1, "ceil_mode": False}, 1e-15),
+    ],
+)
+def test_a_norm_by_plain_powers_is_named_where_they_are_far_from_the_norm(
+    layer: str, options: Options, size: float
+) -> None:
+    (algorithm,) = ALGORITHMS[layer]
+    numbers = size * np.array([3.0, 4.0, 5.0])
+    case = one_node(
+        LAYERS[layer], options, {"x": (numbers if layer == "reduce_norm" else numbers[None, None]).tolist()}, "float32"
+    )
+    found = examine(Subject(NumpyReference(rows={layer: algorithm.row}), {}), case)
+    assert found.agrees
+    assert {names for _, names in found.accuracy} <= {algorithm.name}
+    assert found.accuracy
 
 
 def scaled(backward: Callable[..., Any], factor: float) -> Callable[..., Any]:
