@@ -296,6 +296,8 @@ class _Growing:
     def _add_node(self, last: bool) -> None:
         layer = self._layer(last)
         source = self._source(layer)
+        if source is None and self.anchored:  # no layer takes what hangs on the wanted one
+            return
         shape = self.draw(st.sampled_from(_input_shapes(layer)))
         if source is not None:
             shape = self.shapes[source]
@@ -345,7 +347,7 @@ class _Growing:
             choices.stop_span(discard=not fits)
             if fits:
                 return layer
-        return self._one_of([each for each in (*pool, *others) if self._reaches(each, newest)])
+        return self._one_of([each for each in (*pool, *others) if self._reaches(each, newest)] or pool)
 
     def _one_of(self, layers: Sequence[Layer]) -> Layer:
         return self.draw(st.sampled_from(self.draw(st.sampled_from(_families(layers)))))
