@@ -16,13 +16,13 @@ from gradproof.case import SpecError, json_safe, load_case
 from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, replay
 from gradproof.divergence import DivergenceError
 from gradproof.drawing import MAX_NODES
-from gradproof.dtypes import DTYPES, VALID_DTYPES
+from gradproof.dtypes import DTYPES, HALF, VALID_DTYPES
 from gradproof.examples import EXAMPLES, UnknownExampleError, example
-from gradproof.progress import progress
+from gradproof.progress import progress, tracked
 from gradproof.reference import LAYERS
 from gradproof.registry import adapter_names, load_adapter, load_adapters
 from gradproof.report import OutputConsole, conventions_table, diff, summary
-from gradproof.support import layers_markdown, layers_table, layers_to_json
+from gradproof.support import arithmetic_of, layers_markdown, layers_table, layers_to_json
 from gradproof.walk import render_walk, walk
 
 AGREEMENT, DISAGREEMENT, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -178,6 +178,12 @@ def _add_layers(commands: Any) -> None:
     text = "Show the table of layers: options, kinks, and which adapter supports them."
     parser = _command(commands, "layers", _layers, text)
     _add_adapters(parser, "default: all that are installed")
+    parser.add_argument(
+        "--arithmetic",
+        metavar="DTYPE",
+        choices=HALF,
+        help=f"also probe what every layer rounds in this dtype ({' or '.join(HALF)}): inside, stored or every",
+    )
     parser.add_argument("--markdown", action="store_true", help="one row per family, as the README has it")
 
 
@@ -275,12 +281,22 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _layers(options: argparse.Namespace) -> int:
     adapters = load_adapters(options.adapter) if options.adapter else _installed()
-    _write_json(options.json, layers_to_json(adapters))
+    classes = _classes(adapters, options.arithmetic) if options.arithmetic else {}
+    _write_json(options.json, layers_to_json(adapters, classes))
     if options.markdown:
         print(layers_markdown(adapters))
     else:
-        OutputConsole().show(layers_table(adapters))
+        OutputConsole().show(layers_table(adapters, classes))
     return AGREEMENT
+
+
+def _classes(adapters: Mapping[str, Adapter | str], dtype: str) -> dict[str, dict[str, str]]:
+    """Adapter -> layer -> class of its arithmetic, of those that are there."""
+    return {
+        name: arithmetic_of(adapter, dtype, lambda layers, name=name: tracked(layers, len(LAYERS), f"layers, {name}"))
+        for name, adapter in adapters.items()
+        if not isinstance(adapter, str)
+    }
 
 
 def _installed() -> Mapping[str, Adapter | str]:

@@ -256,12 +256,12 @@ def _classes(
     if not any(_explains_some(check, wrong) for check in _in_coarser_classes(statement, got, case.dtype, nodes)):
         return found
     alone = {name: own for name, node in nodes.items() if (own := _own_case(equations, node)) is not None}
-    probe = partial(_probe, subject)
-    found |= {name: subject.classes.of(own, probe) for name, own in alone.items()}
+    run_one = partial(probe, subject)
+    found |= {name: subject.classes.of(own, run_one) for name, own in alone.items()}
     if len(case.network.nodes) > 1 and judge(statement, got, case.dtype, found).kind:
-        found |= {name: subject.classes.within(nodes[name], own, case, probe) for name, own in alone.items()}
+        found |= {name: subject.classes.within(nodes[name], own, case, run_one) for name, own in alone.items()}
     if judge(statement, got, case.dtype, found).kind:
-        found |= {name: subject.classes.patiently(own, probe) for name, own in alone.items()}
+        found |= {name: subject.classes.patiently(own, run_one) for name, own in alone.items()}
     return found
 
 
@@ -278,7 +278,7 @@ def _explains_some(check: TensorCheck, wrong: np.ndarray) -> bool:
     return check.evidence is None or not (check.evidence.wrong >= wrong).all()
 
 
-def _probe(subject: Subject, case: Case) -> tuple[Equations, Mapping[str, Any]] | None:
+def probe(subject: Subject, case: Case) -> tuple[Equations, Mapping[str, Any]] | None:
     """The equations of a case, and what the adapter gave for it; None where it gave nothing."""
     trace = run(subject.adapter, case, subject.timeout)
     return None if trace.failure else (subject.equations(case, trace.got), trace.got)

@@ -37,6 +37,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help=f"random networks per adapter and dtype (default {DEFAULT_NETWORKS})",
     )
+    group.addoption(
+        "--gradproof-strict",
+        action="store_true",
+        help="let an honest algorithm that loses digits disagree too",
+    )
+    group.addoption(
+        "--gradproof-arithmetic",
+        metavar="CLASS",
+        default="every",
+        help="demand that no layer rounds more in half precision: inside, stored or every (default)",
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ def pytest_configure(config: pytest.Config) -> None:
     networks = config.getoption("--networks")
     if networks is not None and networks < 1:
         raise pytest.UsageError(f"--networks: expected an integer of at least 1, got {networks}")
-    if any(config.getoption(name) for name in ("--adapter", "--dtype", "--layer")):
+    named = any(config.getoption(name) for name in ("--adapter", "--dtype", "--layer"))
+    if named or config.getoption("--gradproof-arithmetic") != "every":
         _require_known_names(config)
 
 
@@ -64,12 +76,14 @@ def _require_known_names(config: pytest.Config) -> None:
     from gradproof.adapter import AdapterError
     from gradproof.check import UsageError, require_known
     from gradproof.dtypes import VALID_DTYPES
+    from gradproof.equations import ARITHMETICS
     from gradproof.reference import LAYERS
     from gradproof.registry import load_adapter
 
     try:
         require_known("dtype", config.getoption("--dtype") or (), VALID_DTYPES)
         require_known("layer", config.getoption("--layer") or (), LAYERS)
+        require_known("arithmetic", [config.getoption("--gradproof-arithmetic")], ARITHMETICS)
         for name in config.getoption("--adapter") or ():
             load_adapter(name)
     except (AdapterError, UsageError) as error:
@@ -116,7 +130,9 @@ def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Ru
         if request.config.getoption("--adapter"):
             raise
         pytest.skip(str(error))
-    run = Run({target.adapter: adapter}, [target.dtype])
+    option = request.config.getoption
+    demands = {"strict": option("--gradproof-strict"), "arithmetic": option("--gradproof-arithmetic")}
+    run = Run({target.adapter: adapter}, [target.dtype], **demands)
     yield run
     for tally in run.report.tallies.values():
         counts = (

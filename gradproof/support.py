@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from gradproof.adapter import Adapter, supported
+from gradproof.drawing import Drawn, draw_each
 from gradproof.dtypes import DTYPES
+from gradproof.examination import Subject, probe
 from gradproof.layer import Kink, Layer, Option, Shape
 from gradproof.reference import LAYERS
 
 SCHEMA = 1
+
+PROBED_CASES, PROBED_SEED = 2, 1
+"""Drawn cases of every layer on which the class of its arithmetic is found out, and what they hang on."""
+
+Classes = Mapping[str, Mapping[str, str]]
+"""Adapter -> layer -> class of its arithmetic."""
 
 
 def origin(adapter: Adapter, layer: Layer) -> str:
@@ -25,12 +34,33 @@ def origin(adapter: Adapter, layer: Layer) -> str:
     return "native" if can_run else "not supported"
 
 
-def layers_to_json(adapters: Mapping[str, Adapter | str]) -> dict[str, Any]:
-    """The table as data. adapters: name -> adapter, or the reason why it cannot be loaded."""
-    return {"schema": SCHEMA, "layers": [_layer(layer, adapters) for layer in LAYERS.values()]}
+def arithmetic_of(
+    adapter: Adapter, dtype: str, progress: Callable[[Iterable[str]], Iterable[str]] = lambda layers: layers
+) -> dict[str, str]:
+    """Layer -> the coarsest class of arithmetic that it needs on some drawn cases of it alone, in this dtype.
+
+    progress: wraps the names of the layers as they are gone over.
+    """
+    subject = Subject(adapter, {})
+    for name in progress(LAYERS):
+        drawn: list[Drawn] = []
+        draw_each(drawn.append, PROBED_CASES, PROBED_SEED, [name], 1)
+        for each in drawn:
+            if subject.supports(each.network, dtype):
+                subject.classes.of(each.case(dtype), partial(probe, subject))
+    return subject.classes.by_layer(dtype)
 
 
-def _layer(layer: Layer, adapters: Mapping[str, Adapter | str]) -> dict[str, Any]:
+def layers_to_json(adapters: Mapping[str, Adapter | str], classes: Classes | None = None) -> dict[str, Any]:
+    """The table as data.
+
+    adapters: name -> adapter, or the reason why it cannot be loaded. classes: of the arithmetic, where it was probed.
+    """
+    return {"schema": SCHEMA, "layers": [_layer(layer, adapters, classes or {}) for layer in LAYERS.values()]}
+
+
+def _layer(layer: Layer, adapters: Mapping[str, Adapter | str], classes: Classes) -> dict[str, Any]:
+    found = {name: known[layer.name] for name, known in classes.items() if layer.name in known}
     return {
         "name": layer.name,
         "kind": layer.kind,
@@ -40,6 +70,7 @@ def _layer(layer: Layer, adapters: Mapping[str, Adapter | str]) -> dict[str, Any
         "adapters": {
             name: adapter if isinstance(adapter, str) else origin(adapter, layer) for name, adapter in adapters.items()
         },
+        **({"arithmetic": found} if classes else {}),
     }
 
 
@@ -75,16 +106,17 @@ def _not_native(layers: Sequence[Mapping[str, Any]], adapter: str) -> str:
     return "; ".join([*([f"composed: {composed}"] if composed else []), *others])
 
 
-def layers_table(adapters: Mapping[str, Adapter | str]) -> Table:
+def layers_table(adapters: Mapping[str, Adapter | str], classes: Classes | None = None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("layer", "kind", "family", "options", "kinks", *adapters):
         table.add_column(Text(column))
-    for row in layers_to_json(adapters)["layers"]:
+    for row in layers_to_json(adapters, classes)["layers"]:
         table.add_row(*map(Text, _cells(row, tuple(adapters))))
     return table
 
 
 def _cells(row: Mapping[str, Any], adapters: Sequence[str]) -> tuple[str, ...]:
     kinks = ", ".join(f"{kink.name} ({kink.place})" for kink in LAYERS[row["name"]].kinks)
-    origins = (row["adapters"][adapter] for adapter in adapters)
+    classes = row.get("arithmetic", {})
+    origins = (", ".join(filter(None, (row["adapters"][name], classes.get(name)))) for name in adapters)
     return (row["name"], row["kind"], row["family"], ", ".join(row["options"]), kinks, *origins)

@@ -680,6 +680,16 @@ def test_the_json_of_layers(gradproof: Command) -> None:
     assert by_name["relu"]["adapters"]["adapters_here.py:Small"] == "not supported"
 
 
+def test_layers_probes_the_class_of_arithmetic_where_it_is_asked(gradproof: Command) -> None:
+    adapter = ("--adapter", "adapters_here.py:Coarse")
+    result = gradproof("layers", *adapter, "--arithmetic", "bfloat16", "--json", "layers.json")
+    by_name = {row.split()[0]: row for row in result.lines}
+    assert by_name["sigmoid"] == "sigmoid activation activations native, every"
+    classes = {each["name"]: each["arithmetic"] for each in valid_json("layers.json")["layers"]}
+    assert classes.pop("sigmoid") == {"adapters_here.py:Coarse": "every"}
+    assert set(map(str, classes.values())) == {"{}"}
+
+
 def not_installed(entry: EntryPoint) -> Any:
     """Instead of EntryPoint.load: the frameworks are missing."""
     if entry.name in ("torch", "jax"):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def test_options_narrow_the_run(project: Path) -> None:
 def test_help_shows_the_options(project: Path) -> None:
     text = run_pytest(project, "--help").stdout
     group = text.partition("gradient conformance (gradproof):")[2]
-    for option in ("--adapter=A", "--dtype=D", "--layer=L", "--networks=N"):
+    for option in ("--adapter=A", "--dtype=D", "--layer=L", "--networks=N", "--gradproof-arithmetic=CLASS"):
         assert option in group
 
 
@@ -152,6 +153,11 @@ def test_help_shows_the_options(project: Path) -> None:
             "path/to/file.py:Class",
         ),
         ("--layer", "dense", f"unknown layer 'dense'; valid layers: {', '.join(LAYERS)}"),
+        (
+            "--gradproof-arithmetic",
+            "outside",
+            "unknown arithmetic 'outside'; valid arithmetics: inside, stored, every",
+        ),
         ("--networks", "0", "--networks: expected an integer of at least 1, got 0"),
     ],
 )
@@ -328,3 +334,23 @@ def test_the_fixtures_serve_tests_outside_the_package(project: Path) -> None:
     done = run_suite(project, OWN_TEST, "--adapter", "reference", "--layer", "tanh", "--networks", "7", "-v")
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
+
+
+COARSE = """
+from gradproof.reference import NumpyReference
+
+
+class Coarse(NumpyReference):
+    name = "coarse"
+
+    def supports(self, layer, options, dtype):
+        return layer.name == "sigmoid"
+"""
+
+
+@pytest.mark.parametrize(("demand", "outcomes"), [((), "1 passed"), (("--gradproof-arithmetic", "inside"), "1 failed")])
+def test_a_class_of_arithmetic_may_be_demanded(project: Path, demand: Sequence[str], outcomes: str) -> None:
+    (project / "coarse.py").write_text(COARSE)
+    target = ("--adapter", "coarse.py:Coarse", "--dtype", "bfloat16")
+    done = conformance(project, *target, "--layer", "sigmoid", "--networks", "150", "-k", RANDOM, *demand)
+    assert outcomes in done.stdout
