@@ -26,6 +26,7 @@ from gradproof.reference.classification import cross_entropy_backward, cross_ent
 from gradproof.reference.common import Array, Gradients, magnitude, positive_part, reduce_loss, spread_cotangent
 from gradproof.reference.normalization import (
     Axes,
+    along_channels,
     batch_norm_backward,
     batch_norm_forward,
     group_norm_backward,
@@ -134,6 +135,24 @@ def by_folding(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
     centered = from_first - offset
     reciprocal = 1.0 / np.sqrt((centered * centered).mean(axis=over, keepdims=True) + eps)
     return x * reciprocal - (first + offset) * reciprocal, reciprocal
+
+
+def batch_norm_by_folding(
+    x: Array,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float,
+) -> tuple[Array, Any]:
+    """out = x s + t with s = r weight and t = bias - m s, in evaluation; in training as every normalization."""
+    out, cache = batch_norm_forward(x, running_mean, running_var, weight, bias, eps=eps, normalize=by_folding)
+    if running_mean is None or running_var is None:
+        return out, cache
+    scale = 1.0 / np.sqrt(running_var + eps) * (1.0 if weight is None else weight)
+    shift = (0.0 if bias is None else bias) - running_mean * scale
+    return x * along_channels(scale, x.ndim) + along_channels(shift, x.ndim), cache
 
 
 def _normalizations(forward: Callable[..., tuple[Array, Any]], backward: Callable[..., Any]) -> tuple[Algorithm, ...]:
@@ -289,7 +308,10 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
         ),
     ),
     "layer_norm": _normalizations(layer_norm_forward, layer_norm_backward),
-    "batch_norm": _normalizations(batch_norm_forward, batch_norm_backward),
+    "batch_norm": (
+        Algorithm(FOLDED, (batch_norm_by_folding, batch_norm_backward)),
+        Algorithm(MOMENTS, (partial(batch_norm_forward, normalize=by_moments), batch_norm_backward)),
+    ),
     "group_norm": _normalizations(group_norm_forward, group_norm_backward),
     "instance_norm": _normalizations(instance_norm_forward, group_norm_backward),
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward)),),
