@@ -154,19 +154,19 @@ class _Comparison:
         self.dtype = np.dtype(dtype)
         self.terms = max(len(statement.parts), 1)
         expected, info = statement.expected, limits(dtype)
-        self.tiny = self.terms * float(getattr(info, SMALLEST.get(dtype, "smallest_normal")))
+        self.tiny = float(getattr(info, SMALLEST.get(dtype, "smallest_normal")))
         with np.errstate(all="ignore"):
             error = np.abs(got - expected)
             error = np.where(_alike(got, expected, info), 0.0, error)
             if not statement.finite:  # how far a NaN or an infinity spreads is not laid down
                 error = np.where(~np.isfinite(got) & ~np.isfinite(expected), 0.0, error)
             self.error = np.where(np.isnan(error), np.inf, error)
-            self.rounding = self._one_rounding(self.dtype)
+            self.rounding = self.terms * self._one_rounding(self.dtype)
             self.roundings = np.where(self.error == 0.0, 0.0, self.error / self.rounding)
 
     def _one_rounding(self, dtype: np.dtype[Any]) -> np.ndarray:
-        """Half a unit in the last place of every term of the sum, and of every partial sum."""
-        return np.asarray(0.5 * float(limits(dtype).eps) * self.terms * self.statement.size + self.tiny)
+        """Half a unit in the last place of every term of the sum, or of a partial sum as large as all of them."""
+        return np.asarray(0.5 * float(limits(dtype).eps) * self.statement.size + self.tiny)
 
     def result(
         self, arithmetics: Mapping[str, Arithmetic], algorithms: Mapping[str, Algorithm], hopeless: float
@@ -198,7 +198,8 @@ class _Comparison:
         coarsest = max(classes, key=[*ARITHMETICS.values()].index).operations(self.dtype)
         allowed = 0.0 if coarsest == self.dtype else self.rounding
         with np.errstate(all="ignore"):
-            units = np.maximum(self.error - allowed, 0.0) / (floor.spread + self._one_rounding(coarsest))
+            least = self._one_rounding(coarsest) * max(1.0, self.terms / THRESHOLD)  # each partial sum may round
+            units = np.maximum(self.error - allowed, 0.0) / np.maximum(floor.spread, least)
         return np.where(np.isnan(units), np.inf, units)
 
     def _told(
