@@ -398,8 +398,9 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     for key, name in spoilers.items():
         guilty.setdefault(name, []).append(key)
     spoilt = _spoilt(found, spoilers)
+    misled = dict(_misled(subject, found))
     for check in found.wrong:
-        settled = check.kind == "mutated_input" and check.key in spoilers
+        settled = (check.kind == "mutated_input" and check.key in spoilers) or check.key in misled
         if check.key in explained or check.kind in (*OF_THE_RUN, REUSED) or settled:
             continue
         nodes = _suspects(found, check)
@@ -417,6 +418,9 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     for check, nodes in sums:
         for name in _of_many(subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, spoilt, told):
             guilty.setdefault(name, []).append(check.key)
+    for key, by in misled.items():
+        for name in [name for name, keys in guilty.items() if by & set(keys)]:
+            guilty[name].append(key)
     for key, name in _reusers(subject, found).items():
         guilty.setdefault(name, []).append(key)
     if found.trace.checks and not guilty:
@@ -457,6 +461,24 @@ def _is_sum(found: Examination, check: TensorCheck) -> bool:
     """Whether the tensor is a sum of several terms, which may be right each and added up wrongly."""
     statements = found.equations
     return bool(statements and check.key in statements and len(statements[check.key].parts) > 1)
+
+
+def _misled(subject: Subject, found: Examination) -> Iterator[tuple[str, set[str]]]:
+    """Key -> the wrong tensors that its equation reads, where it holds with what these should be.
+
+    The adapter has then gone on with the right numbers, and given others.
+    """
+    assert found.equations is not None
+    wrong = {check.key for check in found.wrong if check.kind not in (*OF_THE_RUN, REUSED, "view", "mutated_input")}
+    right = {key: given for key, given in found.trace.got.items() if key not in wrong}
+    mended: Equations | None = None
+    for key in sorted(wrong):
+        by = found.equations.read_by(key) & wrong if key in found.equations else set()
+        if not by or key not in found.trace.got:
+            continue
+        mended = mended or subject.equations(found.case, right)
+        if not _judgement(subject, mended, replace(mended[key], open=False), found.trace.got).kind:
+            yield key, by
 
 
 def _overwriter(subject: Subject, found: Examination, check: TensorCheck) -> str | None:

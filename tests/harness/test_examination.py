@@ -142,6 +142,40 @@ def test_two_faults_at_once_are_both_named() -> None:
     assert culprits(examined(spoilt("tanh", "mse", "multiply"))) == ["bent", "gated", "loss"]
 
 
+class Misreporting(NumpyReference):
+    """The reference, which goes on with the right gradient of one tensor and gives another."""
+
+    def __init__(self, tensor: str, spoil: Callable[[Array], Array], **rows: Any) -> None:
+        super().__init__(**rows)
+        self.tensor = tensor
+        self.spoil = spoil
+
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Any]:
+        gradients = super().backward(forward, cotangent)
+        if self.tensor == forward.tape[0].output:  # as where it stands alone
+            return gradients
+        return {**gradients, self.tensor: self.spoil(gradients[self.tensor])}
+
+
+CHAIN = network(X, node("below", "square", "x"), node("middle", "tanh", "below"), node("above", "exp", "middle"))
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda g: 2.0 * g, lambda g: g.astype(np.float16)], ids=["doubled", "in another dtype"]
+)
+def test_who_reads_a_gradient_that_was_not_gone_on_with_is_not_blamed(spoil: Callable[[Array], Array]) -> None:
+    found = examined(Misreporting("below", spoil), CHAIN)
+    assert set(wrong(found)) == {"gradient:below", "gradient:x"}
+    assert culprits(found) == ["middle"]
+    assert set(found.culprits[0].keys) == {"gradient:below", "gradient:x"}
+
+
+def test_who_is_wrong_behind_a_gradient_that_was_not_gone_on_with_is_blamed_too() -> None:
+    row = (LAYERS["square"].forward, lambda dout, cache: {"x": 5.0 * LAYERS["square"].backward(dout, cache)["x"]})
+    found = examined(Misreporting("below", lambda g: 2.0 * g, rows={"square": row}), CHAIN)
+    assert culprits(found) == ["below", "middle"]
+
+
 def test_every_use_of_a_faulty_layer_is_named() -> None:
     assert culprits(examined(spoilt("linear"), SHARED)) == ["first", "second"]
 
