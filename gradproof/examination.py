@@ -482,16 +482,31 @@ def _misled(subject: Subject, found: Examination) -> Iterator[tuple[str, set[str
 
 
 def _overwriter(subject: Subject, found: Examination, check: TensorCheck) -> str | None:
-    """The node that computes this gradient's tensor, where its backward pass overwrites the cotangent it is given."""
+    """The node whose backward pass overwrites its cotangent, in whose memory this gradient lies."""
     network = found.case.network
     if check.role != "gradient" or check.tensor not in {node.name for node in network.nodes}:
         return None
+    return next((name for name in _in_one_memory(found, check.tensor) if _overwrites(subject, found, name)), None)
+
+
+def _in_one_memory(found: Examination, name: str) -> Iterator[str]:
+    """The node, then those behind it whose gradients may be views of its own, for they have no other numbers."""
+    yield name
+    node, given = found.case.network.node(name), found.trace.got
+    nodes = {each.name for each in found.case.network.nodes}
+    for source in dict.fromkeys(each for each in node.inputs if each in nodes):
+        whole, part = given.get(f"gradient:{name}"), given.get(f"gradient:{source}")
+        if whole is not None and part is not None and np.isin(part, whole).all():
+            yield from _in_one_memory(found, source)
+
+
+def _overwrites(subject: Subject, found: Examination, name: str) -> bool:
+    """Whether the node, run alone, overwrites its cotangent."""
     try:  # on the sweep's cotangent, for its own may be overwritten already
-        case = alone_as_the_sweep_has_it(found.sweep, found.case, network.node(check.tensor))
+        case = alone_as_the_sweep_has_it(found.sweep, found.case, found.case.network.node(name))
     except NetworkError:
-        return None
-    wrong = {each.key for each in observe(subject, case).checks if each.kind}
-    return check.tensor if check.key in wrong else None
+        return False
+    return f"gradient:{name}" in {each.key for each in observe(subject, case).checks if each.kind}
 
 
 def _spoilers(subject: Subject, found: Examination) -> dict[str, str]:
@@ -540,8 +555,8 @@ def _of_many(
 ) -> list[str]:
     """Which of several readers made a sum wrong: one that is guilty already, that is wrong alone, or whose memory is.
 
-    Who overwrote what one of them had kept, where that may be why. None where each of them is right: then the terms are
-    added up wrongly.
+    Who overwrote the sum, or what one of them had kept, where that may be why. None where each of them is right: then
+    the terms are added up wrongly.
     """
     certain = [name for name in nodes if name in guilty]
     if certain:
@@ -549,6 +564,8 @@ def _of_many(
     alone = [culprit.node.name for culprit in _alone(subject, found, [found.case.network.node(n) for n in nodes])]
     if alone or check.evidence is None or found.equations is None:
         return alone
+    if owner := _overwriter(subject, found, check):
+        return [owner]
     if _sum_diagnosis(found.equations, found.trace, check):
         return []
     overwriters = list(dict.fromkeys(spoilt[name] for name in nodes if name in spoilt))

@@ -663,6 +663,35 @@ def test_a_value_that_its_own_backward_pass_overwrites_is_that_layers_fault(dtyp
     assert examination.wrong[0].got == "the backward pass overwrote it: it is no longer what was computed"
 
 
+RELU_IN_PLACE = FAULTS["relu_cotangent_overwritten"].make
+TARGET = Input("target", (2, 3))
+VIEWED = network(
+    X,
+    TARGET,
+    node("rectified", "relu", "x"),
+    node("turned", "transpose", "rectified", axes=(1, 0)),
+    node("back", "transpose", "turned", axes=(1, 0)),
+    node("loss", "mse", "back", "target"),
+)
+SUMMED = network(X, node("rectified", "relu", "x"), node("doubled", "add", "rectified", "rectified"))
+BRANCHED = network(
+    X, node("rectified", "relu", "x"), node("bent", "tanh", "rectified"), node("all", "add", "bent", "rectified")
+)
+
+
+@pytest.mark.parametrize("of", [VIEWED, SUMMED, BRANCHED], ids=["views", "one reader", "two readers"])
+def test_who_overwrites_its_cotangent_is_blamed_for_all_that_lies_in_its_memory(of: Network) -> None:
+    found = examined(RELU_IN_PLACE(), of)
+    assert {check.tensor for check in found.wrong} <= {"rectified", "turned", "back"}
+    assert culprits(found) == ["rectified"]
+    assert found.unblamed == ()
+
+
+def test_who_reads_what_lies_in_one_memory_is_blamed_where_nobody_overwrites_it() -> None:
+    assert culprits(examined(spoilt("mse"), VIEWED)) == ["loss"]
+    assert culprits(examined(spoilt("add"), BRANCHED)) == ["all"]
+
+
 def writing_over_what_it_reads(layer: str, when: str) -> NumpyReference:
     """A layer that computes its output, or its gradient, in the memory of its input."""
     right, back = LAYERS[layer].forward, LAYERS[layer].backward
