@@ -45,8 +45,8 @@ the median took {median:g} networks and {seconds:.2f} s, the slowest was `{slowe
 
 In about {nodes} nodes: {deep} of {planted} were caught, and blamed on the right layer alone wherever they showed. The
 network that caught a fault was put among others without the faulty layer, in {burials} networks of {fewest} to
-{largest} nodes, and so were {drawn} more with that layer (`gradproof/joining.py`). The faults showed in {shown} of these
-{tried}, and were blamed right in {right}.
+{largest} nodes, and so were {drawn} more with that layer (`gradproof/joining.py`). The faults showed in {shown} of
+these {tried}, and were blamed right in {right}.
 
 {versions}, seed {seed}.
 """
