@@ -52,8 +52,8 @@ TIMEOUT = 10.0
 
 DEEP_SECTION = """\
 In about {nodes} nodes: {killed} of the {shown} are told too. A network of up to {max_nodes} nodes that shows one is put
-among others (`gradproof/joining.py`); {first} show in the first such network, {later} in a later one, the last
-in number {most}, and {kinks} in the probe of a kink, which comes before networks of any size."""
+among others (`gradproof/joining.py`): {first} show in the first such network, {later} in a later one, and {kinks} in
+the probe of a kink, which comes before networks of any size."""
 
 Rule = Callable[[ast.expr], Iterator[ast.expr]]
 
@@ -457,7 +457,6 @@ def section(line: str, outcomes: Sequence[Outcome], survived: Iterable[Mutant], 
         first=sum(each.deep == 1 for each in shown),
         later=sum((each.deep or 0) > 1 for each in shown),
         kinks=sum(each.deep == 0 for each in shown),
-        most=max((each.deep for each in shown if each.deep), default=0),
     )
     told = [f"- survived: `{each.function}`, {each.mistake}: `{each.mutated}`" for each in survived]
     drawn = f"{versions()}, seed {options.seed}, {options.networks} networks per layer."
