@@ -306,6 +306,12 @@ class Equations:
         )
         return self._statements[key]
 
+    def read_by(self, key: str) -> set[str]:
+        """The keys of the tensors that go into the equation of this one, inputs and parameters among them."""
+        parts = self[key].parts
+        read = {each for equation, _ in parts for each in self._inputs_of(equation)}
+        return read - {f"gradient:{equation.node.name}" for equation, argument in parts if argument is None}
+
     @staticmethod
     def _inputs_of(equation: Equation) -> set[str]:
         return {f"gradient:{equation.node.name}"} | {f"value:{source}" for _, source in equation.node.sources}

@@ -400,8 +400,9 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     for key, name in spoilers.items():
         guilty.setdefault(name, []).append(key)
     spoilt = _spoilt(found, spoilers)
+    misled = dict(_misled(subject, found))
     for check in found.wrong:
-        settled = check.kind == "mutated_input" and check.key in spoilers
+        settled = (check.kind == "mutated_input" and check.key in spoilers) or check.key in misled
         if check.key in explained or check.kind in (*OF_THE_RUN, REUSED) or settled:
             continue
         nodes = _suspects(found, check)
@@ -419,6 +420,9 @@ def _blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     for check, nodes in sums:
         for name in _of_many(subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, spoilt, told):
             guilty.setdefault(name, []).append(check.key)
+    for key, by in misled.items():
+        for name in [name for name, keys in guilty.items() if by & set(keys)]:
+            guilty[name].append(key)
     for key, name in _reusers(subject, found).items():
         guilty.setdefault(name, []).append(key)
     if found.trace.checks and not guilty:
@@ -461,17 +465,50 @@ def _is_sum(found: Examination, check: TensorCheck) -> bool:
     return bool(statements and check.key in statements and len(statements[check.key].parts) > 1)
 
 
+def _misled(subject: Subject, found: Examination) -> Iterator[tuple[str, set[str]]]:
+    """Key -> the wrong tensors that its equation reads, where it holds with what these should be.
+
+    The adapter has then gone on with the right numbers, and given others.
+    """
+    assert found.equations is not None
+    wrong = {check.key for check in found.wrong if check.kind not in (*OF_THE_RUN, REUSED, "view", "mutated_input")}
+    right = {key: given for key, given in found.trace.got.items() if key not in wrong}
+    mended: Equations | None = None
+    for key in sorted(wrong):
+        by = found.equations.read_by(key) & wrong if key in found.equations else set()
+        if not by or key not in found.trace.got:
+            continue
+        mended = mended or subject.equations(found.case, right)
+        if not _judgement(subject, mended, replace(mended[key], open=False), found.trace.got).kind:
+            yield key, by
+
+
 def _overwriter(subject: Subject, found: Examination, check: TensorCheck) -> str | None:
-    """The node that computes this gradient's tensor, where its backward pass overwrites the cotangent it is given."""
+    """The node whose backward pass overwrites its cotangent, in whose memory this gradient lies."""
     network = found.case.network
     if check.role != "gradient" or check.tensor not in {node.name for node in network.nodes}:
         return None
+    return next((name for name in _in_one_memory(found, check.tensor) if _overwrites(subject, found, name)), None)
+
+
+def _in_one_memory(found: Examination, name: str) -> Iterator[str]:
+    """The node, then those behind it whose gradients may be views of its own, for they have no other numbers."""
+    yield name
+    node, given = found.case.network.node(name), found.trace.got
+    nodes = {each.name for each in found.case.network.nodes}
+    for source in dict.fromkeys(each for each in node.inputs if each in nodes):
+        whole, part = given.get(f"gradient:{name}"), given.get(f"gradient:{source}")
+        if whole is not None and part is not None and np.isin(part, whole).all():
+            yield from _in_one_memory(found, source)
+
+
+def _overwrites(subject: Subject, found: Examination, name: str) -> bool:
+    """Whether the node, run alone, overwrites its cotangent."""
     try:  # on the sweep's cotangent, for its own may be overwritten already
-        case = alone_as_the_sweep_has_it(found.sweep, found.case, network.node(check.tensor))
+        case = alone_as_the_sweep_has_it(found.sweep, found.case, found.case.network.node(name))
     except NetworkError:
-        return None
-    wrong = {each.key for each in observe(subject, case).checks if each.kind}
-    return check.tensor if check.key in wrong else None
+        return False
+    return f"gradient:{name}" in {each.key for each in observe(subject, case).checks if each.kind}
 
 
 def _spoilers(subject: Subject, found: Examination) -> dict[str, str]:
@@ -520,8 +557,8 @@ def _of_many(
 ) -> list[str]:
     """Which of several readers made a sum wrong: one that is guilty already, that is wrong alone, or whose memory is.
 
-    Who overwrote what one of them had kept, where that may be why. None where each of them is right: then the terms are
-    added up wrongly.
+    Who overwrote the sum, or what one of them had kept, where that may be why. None where each of them is right: then
+    the terms are added up wrongly.
     """
     certain = [name for name in nodes if name in guilty]
     if certain:
@@ -529,6 +566,8 @@ def _of_many(
     alone = [culprit.node.name for culprit in _alone(subject, found, [found.case.network.node(n) for n in nodes])]
     if alone or check.evidence is None or found.equations is None:
         return alone
+    if owner := _overwriter(subject, found, check):
+        return [owner]
     if _sum_diagnosis(found.equations, found.trace, check):
         return []
     overwriters = list(dict.fromkeys(spoilt[name] for name in nodes if name in spoilt))

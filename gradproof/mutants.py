@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from rich.console import Console
 from gradproof.case import Case
 from gradproof.drawing import Drawn, draw_each
 from gradproof.examination import Subject, disagrees
+from gradproof.joining import NODES, Surroundings, ordinary_parts
 from gradproof.kinks import first_gradient, probe
 from gradproof.progress import tracked
 from gradproof.reference import LAYERS, NumpyReference
@@ -40,8 +41,19 @@ NETWORKS = 200
 
 MAX_NODES = 3
 
+BURIALS = 3
+"""Networks of about 30 nodes that each network which shows a mutant is buried in, until one of them shows it too."""
+
+DEEP_NETWORKS = 30
+"""Networks of about 30 nodes in which a mutant must show that shows in small ones."""
+
 TIMEOUT = 10.0
 """Seconds that a mutant may take for one network."""
+
+DEEP_SECTION = """\
+In about {nodes} nodes: {killed} of the {shown} are told too. A network of up to {max_nodes} nodes that shows one is put
+among others (`gradproof/joining.py`): {first} show in the first such network, {later} in a later one, and {kinks} in
+the probe of a kink, which comes before networks of any size."""
 
 Rule = Callable[[ast.expr], Iterator[ast.expr]]
 
@@ -284,27 +296,59 @@ def _cached_value_confused(names: Sequence[str]) -> Rule:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A small network in which a mutant may show, with the larger ones in which it is buried."""
+
+    case: Case
+    surroundings: Surroundings
+
+    @cached_property
+    def buried(self) -> list[Case]:
+        """The network in BURIALS of about 30 nodes; the others have none of its layers."""
+        return [self.surroundings.bury(self.case, seed) for seed in range(BURIALS)]
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """networks: how many were needed to tell the mutant from the original, None where none of them does."""
+    """What told the mutant from the original.
+
+    networks: how many small ones were needed, None where none of them does. deep: how many of about 30 nodes, in which
+    those are buried, were needed then; 0 where the probe of a kink tells, which comes before networks of any size;
+    None where nothing does.
+    """
 
     mutant: Mutant
     networks: int | None
+    deep: int | None
+
+    @property
+    def killed(self) -> bool:
+        """Whether it showed in small networks and in large ones."""
+        return self.networks is not None and self.deep is not None
 
 
-def judge(mutant: Mutant, cases: Mapping[str, Sequence[Case]]) -> Outcome:
-    """Run the mutant as an adapter on the cases of each layer that has it, and at its kinks, until one shows it."""
+def judge(mutant: Mutant, trials: Mapping[str, Sequence[Trial]]) -> Outcome:
+    """Run the mutant as an adapter on the trials of each layer that has it, until one shows it, and buried too."""
     backward = mutant.compiled()
-    count = 0
+    networks: int | None = None
+    count = deep = 0
     for layer in layers_of(mutant.function):
         row = (LAYERS[layer].forward, backward)
         subject = Subject(NumpyReference(rows={layer: row}), {}, timeout=TIMEOUT)
-        for case in cases[layer]:
+        for trial in trials[layer]:
             count += 1
-            if disagrees(subject, case):
-                return Outcome(mutant, count)
+            if not disagrees(subject, trial.case):
+                continue
+            networks = networks or count
+            for case in trial.buried:
+                deep += 1
+                if disagrees(subject, case):
+                    return Outcome(mutant, networks, deep)
+            if deep >= DEEP_NETWORKS:
+                break
         if _shows_at_a_kink(layer, row):
-            return Outcome(mutant, count + 1)
-    return Outcome(mutant, None)
+            return Outcome(mutant, networks or count + 1, 0)
+    return Outcome(mutant, networks, None)
 
 
 def _shows_at_a_kink(layer: str, row: Row) -> bool:
@@ -321,21 +365,23 @@ def _shows_at_a_kink(layer: str, row: Row) -> bool:
     return False
 
 
-def cases_of(layer: str, networks: int, seed: int) -> list[Case]:
+@cache
+def surroundings_of(seed: int) -> Surroundings:
+    """The networks of this seed that others are buried among."""
+    return Surroundings(ordinary_parts(seed))
+
+
+def trials_of(layer: str, networks: int, seed: int) -> list[Trial]:
     """Drawn networks that have the layer, in float64."""
-    cases: list[Case] = []
-
-    def keep(drawn: Drawn) -> None:
-        cases.append(drawn.case("float64"))
-
-    draw_each(keep, networks, seed, [layer], MAX_NODES)
-    return cases
+    drawn: list[Drawn] = []
+    draw_each(drawn.append, networks, seed, [layer], MAX_NODES)
+    return [Trial(each.case("float64"), surroundings_of(seed)) for each in drawn]
 
 
 def judge_all(function: str, networks: int, seed: int) -> list[Outcome]:
     """The outcomes of all mutants of one function."""
-    cases = {layer: cases_of(layer, networks, seed) for layer in layers_of(function)}
-    return [judge(mutant, cases) for mutant in mutants_of(function)]
+    trials = {layer: trials_of(layer, networks, seed) for layer in layers_of(function)}
+    return [judge(mutant, trials) for mutant in mutants_of(function)]
 
 
 def read_equivalents(path: Path = EQUIVALENTS) -> dict[tuple[str, str], str]:
@@ -347,11 +393,15 @@ def read_equivalents(path: Path = EQUIVALENTS) -> dict[tuple[str, str], str]:
 def summary(outcomes: Iterable[Outcome], equivalents: Mapping[tuple[str, str], str]) -> tuple[str, list[Mutant]]:
     """The closing line, and the survivors that no proof excuses."""
     outcomes = list(outcomes)
-    alive = [each.mutant for each in outcomes if each.networks is None]
-    survived = [each for each in alive if (each.function, each.mutated) not in equivalents]
+    alive = [each for each in outcomes if not each.killed]
+    survived = [each.mutant for each in alive if each.networks or _name(each.mutant) not in equivalents]
     killed, equivalent = len(outcomes) - len(alive), len(alive) - len(survived)
     line = f"mutants: made={len(outcomes)} killed={killed} equivalent={equivalent} survived={len(survived)}"
     return line, survived
+
+
+def _name(mutant: Mutant) -> tuple[str, str]:
+    return mutant.function, mutant.mutated
 
 
 def _leave_interrupts_to_the_first() -> None:
@@ -391,16 +441,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.survivors.write_text("".join(mutant.diff() for mutant in survived))
         console.print(f"the survivors' diffs are in {options.survivors}")
     if options.page:
-        write_section(options.page, "mutants", section(line, survived, options))
+        write_section(options.page, "mutants", section(line, outcomes, survived, options))
     print(line)
     return 1 if survived else 0
 
 
-def section(line: str, survived: Iterable[Mutant], options: argparse.Namespace) -> str:
+def section(line: str, outcomes: Sequence[Outcome], survived: Iterable[Mutant], options: argparse.Namespace) -> str:
     """The outcome in Markdown."""
+    shown = [each for each in outcomes if each.networks]
+    deep = DEEP_SECTION.format(
+        nodes=NODES,
+        killed=sum(each.killed for each in shown),
+        shown=len(shown),
+        max_nodes=MAX_NODES,
+        first=sum(each.deep == 1 for each in shown),
+        later=sum((each.deep or 0) > 1 for each in shown),
+        kinks=sum(each.deep == 0 for each in shown),
+    )
     told = [f"- survived: `{each.function}`, {each.mistake}: `{each.mutated}`" for each in survived]
     drawn = f"{versions()}, seed {options.seed}, {options.networks} networks per layer."
-    return "\n\n".join([f"    {line}", *(["\n".join(told)] if told else []), drawn])
+    return "\n\n".join([f"    {line}", deep, *(["\n".join(told)] if told else []), drawn])
 
 
 if __name__ == "__main__":

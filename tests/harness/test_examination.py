@@ -142,6 +142,40 @@ def test_two_faults_at_once_are_both_named() -> None:
     assert culprits(examined(spoilt("tanh", "mse", "multiply"))) == ["bent", "gated", "loss"]
 
 
+class Misreporting(NumpyReference):
+    """The reference, which goes on with the right gradient of one tensor and gives another."""
+
+    def __init__(self, tensor: str, spoil: Callable[[Array], Array], **rows: Any) -> None:
+        super().__init__(**rows)
+        self.tensor = tensor
+        self.spoil = spoil
+
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Any]:
+        gradients = super().backward(forward, cotangent)
+        if self.tensor == forward.tape[0].output:  # as where it stands alone
+            return gradients
+        return {**gradients, self.tensor: self.spoil(gradients[self.tensor])}
+
+
+CHAIN = network(X, node("below", "square", "x"), node("middle", "tanh", "below"), node("above", "exp", "middle"))
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda g: 2.0 * g, lambda g: g.astype(np.float16)], ids=["doubled", "in another dtype"]
+)
+def test_who_reads_a_gradient_that_was_not_gone_on_with_is_not_blamed(spoil: Callable[[Array], Array]) -> None:
+    found = examined(Misreporting("below", spoil), CHAIN)
+    assert set(wrong(found)) == {"gradient:below", "gradient:x"}
+    assert culprits(found) == ["middle"]
+    assert set(found.culprits[0].keys) == {"gradient:below", "gradient:x"}
+
+
+def test_who_is_wrong_behind_a_gradient_that_was_not_gone_on_with_is_blamed_too() -> None:
+    row = (LAYERS["square"].forward, lambda dout, cache: {"x": 5.0 * LAYERS["square"].backward(dout, cache)["x"]})
+    found = examined(Misreporting("below", lambda g: 2.0 * g, rows={"square": row}), CHAIN)
+    assert culprits(found) == ["below", "middle"]
+
+
 def test_every_use_of_a_faulty_layer_is_named() -> None:
     assert culprits(examined(spoilt("linear"), SHARED)) == ["first", "second"]
 
@@ -627,6 +661,35 @@ def test_a_value_that_its_own_backward_pass_overwrites_is_that_layers_fault(dtyp
     assert wrong(examination) == {"value:p": "mutated_input"}
     assert culprits(examination) == ["p"]
     assert examination.wrong[0].got == "the backward pass overwrote it: it is no longer what was computed"
+
+
+RELU_IN_PLACE = FAULTS["relu_cotangent_overwritten"].make
+TARGET = Input("target", (2, 3))
+VIEWED = network(
+    X,
+    TARGET,
+    node("rectified", "relu", "x"),
+    node("turned", "transpose", "rectified", axes=(1, 0)),
+    node("back", "transpose", "turned", axes=(1, 0)),
+    node("loss", "mse", "back", "target"),
+)
+SUMMED = network(X, node("rectified", "relu", "x"), node("doubled", "add", "rectified", "rectified"))
+BRANCHED = network(
+    X, node("rectified", "relu", "x"), node("bent", "tanh", "rectified"), node("all", "add", "bent", "rectified")
+)
+
+
+@pytest.mark.parametrize("of", [VIEWED, SUMMED, BRANCHED], ids=["views", "one reader", "two readers"])
+def test_who_overwrites_its_cotangent_is_blamed_for_all_that_lies_in_its_memory(of: Network) -> None:
+    found = examined(RELU_IN_PLACE(), of)
+    assert {check.tensor for check in found.wrong} <= {"rectified", "turned", "back"}
+    assert culprits(found) == ["rectified"]
+    assert found.unblamed == ()
+
+
+def test_who_reads_what_lies_in_one_memory_is_blamed_where_nobody_overwrites_it() -> None:
+    assert culprits(examined(spoilt("mse"), VIEWED)) == ["loss"]
+    assert culprits(examined(spoilt("add"), BRANCHED)) == ["all"]
 
 
 def writing_over_what_it_reads(layer: str, when: str) -> NumpyReference:

@@ -20,6 +20,7 @@ from gradproof.mutants import (
     main,
     mutants_of,
     summary,
+    trials_of,
 )
 from gradproof.reference import LAYERS
 
@@ -101,9 +102,34 @@ def test_a_judge_without_cases_tells_nothing() -> None:
 
 def test_a_proof_excuses_the_mutant_it_names_alone() -> None:
     one, other = (Mutant("f", "sign flipped", line, line) for line in ("return -x", "return -y"))
-    line, survived = summary([Outcome(one, None), Outcome(other, None), Outcome(one, 3)], {("f", "return -x"): "even"})
+    line, survived = summary(
+        [Outcome(one, None, None), Outcome(other, None, None), Outcome(one, 3, 1)], {("f", "return -x"): "even"}
+    )
     assert line == "mutants: made=3 killed=1 equivalent=1 survived=1"
     assert survived == [other]
+
+
+def test_what_shows_in_small_networks_alone_has_survived_and_no_proof_excuses_it() -> None:
+    mutant = Mutant("f", "sign flipped", "return -x", "return -x")
+    line, survived = summary([Outcome(mutant, 3, None), Outcome(mutant, 3, 0)], {("f", "return -x"): "even"})
+    assert line == "mutants: made=2 killed=1 equivalent=0 survived=1"
+    assert survived == [mutant]
+
+
+def test_a_mutant_is_told_again_where_its_network_is_buried(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = trials_of("tanh", 5, seed=1)
+    for trial in trials:
+        assert all(len(case.network.nodes) > 20 for case in trial.buried)
+        assert len(trial.buried) == mutants.BURIALS
+    flipped = next(each for each in mutants_of(TANH) if each.mistake == "sign flipped")
+    assert judge(flipped, {"tanh": trials}) == Outcome(flipped, 1, 1)
+    monkeypatch.setattr(mutants, "BURIALS", 0)
+    assert judge(flipped, {"tanh": trials_of("tanh", 5, seed=1)}) == Outcome(flipped, 1, None)
+
+
+def test_the_probe_of_a_kink_tells_without_any_network() -> None:
+    outcomes = [judge(each, {"relu": []}) for each in mutants_of("piecewise.relu_backward")]
+    assert {(each.networks, each.deep) for each in outcomes} >= {(1, 0)}
 
 
 def test_every_proof_names_a_mutant() -> None:

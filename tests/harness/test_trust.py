@@ -12,12 +12,14 @@ from gradproof import mutants, sums, trust
 from gradproof.accuracy import GOAL, accuracy
 from gradproof.check import Report
 from gradproof.faults import FAULTS, Fault
+from gradproof.joining import Surroundings, ordinary_parts
 from gradproof.mutants import mutants_of, read_equivalents
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.sections import SectionError, write_section
-from gradproof.trust import Catch, catch, faults_section, main
+from gradproof.trust import Catch, catch, catch_deep, faults_section, main
 
 EXP = accuracy(LAYERS["exp"], {})
+SURROUNDINGS = Surroundings(ordinary_parts(1))
 ROOT = Path(__file__).parents[2]
 PAGE = """# Page
 
@@ -56,12 +58,39 @@ def test_what_is_not_there_is_not_caught(fault: Fault, monkeypatch: pytest.Monke
     assert not catch(fault, seed=1).right
 
 
+@pytest.mark.parametrize("name", ["gelu_density_missing", "wrong_dtype", "relu_cotangent_overwritten"])
+def test_a_planted_fault_is_caught_in_thirty_nodes_too(name: str) -> None:
+    found = catch_deep(catch(FAULTS[name], seed=1), SURROUNDINGS, seed=1)
+    assert len(found.examinations) == trust.BURIALS + trust.DRAWN
+    assert all(len(each.case.network.nodes) > 20 for each in found.examinations)
+    assert found.right
+    assert found.shown == found.blamed_right
+    assert not any(each.agrees for each in found.examinations[: trust.BURIALS])
+
+
+def test_a_fault_that_is_missed_or_blamed_on_another_layer_in_thirty_nodes_is_not_right() -> None:
+    caught = catch(FAULTS["gelu_density_missing"], seed=1)
+    found = catch_deep(caught, SURROUNDINGS, seed=1)
+    assert not replace(found, fault=replace(caught.fault, layer="tanh")).right
+    assert not replace(found, examinations=()).right
+    sound = catch_deep(replace(caught, fault=replace(caught.fault, make=NumpyReference)), SURROUNDINGS, seed=1)
+    assert (sound.shown, sound.right) == ([], False)
+    mixed = replace(found, examinations=(*found.examinations, *sound.examinations))
+    assert mixed.right
+    missed = Catch(caught.fault, Report(1, (), {}, {}), 9.0)
+    assert not catch_deep(missed, SURROUNDINGS, seed=1).right
+
+
 def test_the_section_tells_what_was_found() -> None:
     caught = catch(FAULTS["elu_sign_flipped"], seed=1)
     slow = replace(catch(FAULTS["mae_magnitude"], seed=1), seconds=1000.0)
     slow.report.networks = 77
     missed = Catch(FAULTS["mse_batch_mean"], Report(1, (), {}, {}), 9.0)
-    text = faults_section([caught, slow, missed], seed=5).replace("\n", " ")
+    deep = [catch_deep(each, SURROUNDINGS, 1) for each in (caught, slow, missed)]
+    text = faults_section([caught, slow, missed], deep, seed=5).replace("\n", " ")
+    assert "2 of 3 were caught, and blamed on the right layer alone wherever they showed" in text
+    shown = sum(len(each.shown) for each in deep)
+    assert f"showed in {shown} of these 12, and were blamed right in {shown}." in text
     assert "seed 5" in text
     assert "2 of 3 were caught within 200 networks" in text
     assert "the slowest was `mae_magnitude` with 77 networks" in text
@@ -98,7 +127,7 @@ def test_the_command_writes_its_sections(
     page = tmp_path / "trust.md"
     page.write_text(PAGE)
     assert main(["--page", str(page)]) == 0
-    assert capsys.readouterr().out == "trust: planted=1 caught=1\n"
+    assert capsys.readouterr().out == "trust: planted=1 caught=1 caught_in_30_nodes=1\n"
     assert "1 of 1 were caught" in page.read_text()
     assert "| exp | " in page.read_text()
     assert "1 of 1 layers agree" in page.read_text()
@@ -110,7 +139,9 @@ def test_the_command_writes_its_sections(
     monkeypatch.setattr(trust, "NETWORKS", 5)
     monkeypatch.setitem(planted, "none", Fault("none", "tanh", "nothing is wrong", NumpyReference))
     assert main(["--page", str(page)]) == 1
-    assert capsys.readouterr().out == "trust: planted=2 caught=1\n"
+    told = capsys.readouterr()
+    assert told.out == "trust: planted=2 caught=1 caught_in_30_nodes=1\n"
+    assert "missed in 30 nodes, or blamed on another layer: none\n" in told.err
     page.write_text("# Page\n")
     assert main(["--page", str(page)]) == 2
 
@@ -122,6 +153,7 @@ def test_mutants_write_theirs(tmp_path: Path) -> None:
     assert mutants.main(tanh) == 0
     count = len(mutants_of("activations.tanh_backward"))
     assert f"    mutants: made={count} killed={count} equivalent=0 survived=0\n" in page.read_text()
+    assert f"{count} of the {count} are told too" in page.read_text().replace("\n", " ")
     assert "seed 1, 20 networks per layer" in page.read_text()
 
 
@@ -134,3 +166,6 @@ def test_the_page_that_is_kept_is_about_today_s_faults_and_proofs() -> None:
     assert equivalent == len(read_equivalents())
     assert made == killed + equivalent + survived
     assert survived == text.count("- survived: ")
+    (told, shown) = map(int, re.findall(r"In about 30 nodes: (\d+) of the (\d+) are told too", text)[0])
+    assert told == killed
+    assert shown == made - equivalent
