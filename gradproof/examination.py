@@ -292,23 +292,35 @@ def _by_algorithm(
     classes: Mapping[str, Arithmetic],
     check: TensorCheck,
 ) -> TensorCheck:
-    """The check where honest algorithms lose the digits that are missing: of kind "accuracy" if that is asked."""
+    """The check where an honest algorithm loses the digits that are missing: of kind "accuracy" if that is asked.
+
+    Where an algorithm accounts for some elements alone, the others are what is wrong.
+    """
+    fitting: list[tuple[str, str]] = []
     for equation, _ in statement.parts:
         node = equation.node
-        fitting = [
-            each.name
-            for each in algorithms_of(node.layer.name)
-            if _bounded(judge(statement, got, dtype, classes, {node.name: each}), check)
-        ]
-        if fitting:
-            told = replace(check, evidence=None, algorithm=(node.layer.name, " or ".join(fitting)))
-            return replace(told, kind="accuracy" if subject.strict else None)
-    return check
+        for each in algorithms_of(node.layer.name):
+            other = judge(statement, got, dtype, classes, {node.name: each})
+            if other.unverifiable > check.unverifiable:  # it left the range, where errors have no bound
+                continue
+            if not other.kind:
+                fitting.append((node.layer.name, each.name))
+            elif not fitting:
+                check = _left_over(check, other)
+    if not fitting:
+        return check
+    layer = fitting[0][0]
+    told = replace(check, evidence=None, algorithm=(layer, " or ".join(name for own, name in fitting if own == layer)))
+    return replace(told, kind="accuracy" if subject.strict else None)
 
 
-def _bounded(by_algorithm: TensorCheck, check: TensorCheck) -> bool:
-    """Whether the algorithm accounts for the errors; leaving the range itself, where they have no bound, does not."""
-    return not by_algorithm.kind and by_algorithm.unverifiable <= check.unverifiable
+def _left_over(check: TensorCheck, other: TensorCheck) -> TensorCheck:
+    """The check, of the elements alone that are wrong by another algorithm too, where these are fewer."""
+    assert check.evidence is not None
+    assert other.evidence is not None
+    both = check.evidence.wrong & other.evidence.wrong
+    fewer = both.sum() < check.evidence.wrong.sum() and other.index is not None and both[other.index]
+    return replace(other, evidence=replace(other.evidence, wrong=both)) if fewer else check
 
 
 def _with_views(checks: Iterable[TensorCheck], trace: Trace) -> Iterator[TensorCheck]:

@@ -22,8 +22,24 @@ from gradproof.reference.attention import (
     scaled_dot_product_attention_backward,
     scaled_dot_product_attention_forward,
 )
-from gradproof.reference.classification import cross_entropy_backward, cross_entropy_forward
-from gradproof.reference.common import Array, Gradients, magnitude, positive_part, reduce_loss, spread_cotangent
+from gradproof.reference.classification import (
+    bce_with_logits_backward,
+    bce_with_logits_forward,
+    cross_entropy_backward,
+    cross_entropy_forward,
+)
+from gradproof.reference.common import (
+    Array,
+    Gradients,
+    clamp,
+    log_one_plus_exp,
+    magnitude,
+    positive_part,
+    reduce_loss,
+    spread_cotangent,
+)
+from gradproof.reference.linear import linear_backward
+from gradproof.reference.margins import multilabel_soft_margin_backward, multilabel_soft_margin_forward
 from gradproof.reference.normalization import (
     Axes,
     along_channels,
@@ -34,8 +50,17 @@ from gradproof.reference.normalization import (
     instance_norm_forward,
     layer_norm_backward,
     layer_norm_forward,
+    weight_norm_backward,
+    weight_norm_forward,
 )
-from gradproof.reference.piecewise import SELU_ALPHA, SELU_SCALE, celu_backward, elu_backward, selu_backward
+from gradproof.reference.piecewise import (
+    SELU_ALPHA,
+    SELU_SCALE,
+    between,
+    celu_backward,
+    elu_backward,
+    selu_backward,
+)
 from gradproof.reference.pooling import gather, lp_pool_backward, lp_pool_forward, sliding
 from gradproof.reference.reductions import (
     located,
@@ -169,6 +194,15 @@ def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdim
     return positive_part(total / (count - ddof)).reshape(out.shape), cache
 
 
+def weight_norm_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """ddirection = dweight (m / |v|) - u ((dweight . u) m / |v|), each term rounded at its own size."""
+    _, unit, magnitude, size = cache
+    gradients = weight_norm_backward(dout, cache)
+    dweight = linear_backward(dout, cache[0])["weight"]
+    share = magnitude / size
+    return gradients | {"direction": dweight * share - unit * ((dweight * unit).sum(axis=1, keepdims=True) * share)}
+
+
 # The norm by powers of x as it is, which leave the range long before the norm does.
 
 
@@ -255,6 +289,41 @@ def tanhshrink_by_quotient_backward(dout: Array, tanh: Array) -> Gradients:
     return {"x": dout - dout * (1.0 - tanh * tanh)}
 
 
+# A ramp that is cut off once it is computed.
+
+
+def sparse_sigmoid_by_clipping(x: Array, *, at_low: float = 0.0, at_high: float = 1.0) -> tuple[Array, Any]:
+    """f(x) = (x + 1) / 2, cut off at 0 and 1: rounding may move numbers that are near to an end across it."""
+    ramp = 0.5 * (x + 1.0)
+    return clamp(ramp, 0.0, 1.0), (ramp, (at_low, at_high))
+
+
+def sparse_sigmoid_by_clipping_backward(dout: Array, cache: tuple[Array, tuple[float, float]]) -> Gradients:
+    """f'(x) = 1/2 where the ramp is between 0 and 1."""
+    ramp, weights = cache
+    return {"x": dout * between(ramp, 0.0, 1.0, (0.0, 0.5, 0.0), weights)}
+
+
+# The logistic function from the logarithm 1 + exp(x) of the loss, and the target's term by itself.
+
+
+def bce_with_logits_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = g q exp(x - log(1 + exp(x))) - g p target."""
+    x, target, weight, pos_weight, reduction = cache
+    g = spread_cotangent(dout, x.shape, reduction) * (1.0 if weight is None else weight)
+    p = 1.0 if pos_weight is None else pos_weight
+    dx = g * (1.0 + (p - 1.0) * target) * np.exp(x - log_one_plus_exp(x)) - g * p * target
+    return bce_with_logits_backward(dout, cache) | {"x": dx}
+
+
+def multilabel_soft_margin_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = g exp(x - log(1 + exp(x))) - g target, g = dout weight / C."""
+    x, target, factor, reduction = cache
+    g = factor * spread_cotangent(dout, x.shape[:-1], reduction)[..., None]
+    dx = g * np.exp(x - log_one_plus_exp(x)) - g * target
+    return multilabel_soft_margin_backward(dout, cache) | {"x": dx}
+
+
 # The logistic function by tanh.
 
 
@@ -282,6 +351,9 @@ EXP_LESS_ONE = "exp(x) - 1"
 DIFFERENCE = "logaddexp(e, -e) - log(2)"
 POWERS = "(sum |x|^p)^(1/p)"
 QUOTIENT = "x - tanh(x) with a quotient for tanh(x), 1 - (1 - tanh(x)^2)"
+IN_TERMS = "dweight m / |v| - u (dweight . u) m / |v|"
+CLIPPED = "(x + 1) / 2 cut off at 0 and 1"
+LOGITS = "g exp(x - log(1 + exp(x))) - g target"
 BY_TANH = "(1 + tanh(x / 2)) / 2"
 
 IN_ORDER = Algorithm("sums taken term after term", in_order=True)
@@ -317,6 +389,10 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward)),),
     "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_backward), one_sided=True),),
     "lp_pool": (Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),),
+    "weight_norm": (Algorithm(IN_TERMS, (weight_norm_forward, weight_norm_in_terms)),),
+    "sparse_sigmoid": (Algorithm(CLIPPED, (sparse_sigmoid_by_clipping, sparse_sigmoid_by_clipping_backward)),),
+    "bce_with_logits": (Algorithm(LOGITS, (bce_with_logits_forward, bce_with_logits_in_terms)),),
+    "multilabel_soft_margin": (Algorithm(LOGITS, (multilabel_soft_margin_forward, multilabel_soft_margin_in_terms)),),
     "elu": (Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),),
     "selu": (Algorithm(EXP_LESS_ONE, (selu_by_exp, selu_backward)),),
     "celu": (Algorithm(EXP_LESS_ONE, (celu_by_exp, celu_backward)),),
