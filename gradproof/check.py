@@ -8,17 +8,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradproof.adapter import Adapter
 from gradproof.architectures import ARCHITECTURES, drawn_architectures, layers_of
+from gradproof.bias import Bias, Evidence
 from gradproof.case import Case, json_safe, save_case
 from gradproof.divergence import Divergence
 from gradproof.drawing import MAX_NODES, Drawn, draw_each
 from gradproof.dtypes import DTYPES, VALID_DTYPES
-from gradproof.equations import ARITHMETICS
-from gradproof.examination import Examination, Subject, examine
+from gradproof.equations import ARITHMETICS, EVERY
+from gradproof.examination import Examination, Subject, examine, probe
 from gradproof.isolation import close, loader
 from gradproof.kinks import probed_subject, stale_divergences
 from gradproof.reference import LAYERS
@@ -113,6 +115,16 @@ class Stale:
     divergence: Divergence
 
 
+@dataclass(frozen=True)
+class Biased:
+    """A factor that only many networks show, of one adapter in one dtype, and the spec that shows it best."""
+
+    adapter: str
+    dtype: str
+    bias: Bias
+    spec: str | None
+
+
 @dataclass
 class Report:
     """The result of a check.
@@ -136,6 +148,7 @@ class Report:
     disagreements: list[Disagreement] = field(default_factory=list)
     known: list[Disagreement] = field(default_factory=list)
     stale: list[Stale] = field(default_factory=list)
+    biased: list[Biased] = field(default_factory=list)
     examinations: list[tuple[Examination, str | None]] = field(default_factory=list)
     interrupted: bool = False
 
@@ -171,6 +184,19 @@ class Report:
                 "stale_divergences": [
                     {"adapter": each.adapter, "layer": each.divergence.layer, "dtype": each.dtype}
                     for each in self.stale
+                ],
+                "bias": [
+                    {
+                        "adapter": each.adapter,
+                        "dtype": each.dtype,
+                        "layer": each.bias.layer,
+                        "of": each.bias.place,
+                        "factor": each.bias.factor,
+                        "standard_error": each.bias.standard_error,
+                        "tensors": each.bias.tensors,
+                        "spec": each.spec,
+                    }
+                    for each in self.biased
                 ],
                 "conventions": self.conventions,
                 "arithmetic": self.arithmetic,
@@ -239,6 +265,7 @@ def check(
                     examine_one(drawn)
             else:
                 draw_each(examine_one, networks, run.report.seed, layers, max_nodes)
+        run.conclude()
     except _Enough:
         pass
     except KeyboardInterrupt:
@@ -288,6 +315,7 @@ class Run:
         self._timeout = timeout
         self._failures = failures
         self._subjects: dict[str, list[Subject]] = {}
+        self._evidence: dict[tuple[str, str], Evidence] = {}
         versions = {adapter.name: adapter.version() for adapter in self._adapters}
         requests = {adapter.name: request for request, adapter in adapters.items()}
         self.report = Report(seed, tuple(dtypes), versions, requests)
@@ -320,6 +348,7 @@ class Run:
         report = self.report
         run.report = Report(seed, report.dtypes, report.adapters, report.requests, conventions=report.conventions)
         run.report.tallies = {key: Tally() for key in report.tallies}
+        run._evidence = {}
         return run
 
     def examine(self, drawn: Drawn) -> list[Examination]:
@@ -337,6 +366,7 @@ class Run:
                 continue
             examination = examine(subject, case)
             tally.add(examination)
+            self._gather(examination)
             self._note_arithmetic(subject, case.dtype)
             self.record(examination)
             found.append(examination)
@@ -346,6 +376,50 @@ class Run:
         """Take over the classes of arithmetic that have been found so far."""
         found = subject.classes.by_layer(dtype)
         self.report.arithmetic.setdefault(subject.adapter.name, {})[dtype] = dict(sorted(found.items()))
+
+    def _gather(self, examination: Examination) -> None:
+        """Take over what the tensors tell that agree, in which every element can be verified."""
+        key = (examination.adapter, examination.case.dtype)
+        evidence = self._evidence.setdefault(key, Evidence(examination.case.dtype))
+        agreeing = [c.key for c in examination.checks if not (c.kind or c.unverifiable or c.algorithm)]
+        if examination.equations is not None:
+            evidence.add(examination.equations, examination.trace.got, agreeing)
+
+    def conclude(self) -> None:
+        """Look for factors that no single network shows, on more numbers where they are not out of the question."""
+        for dtype, subjects in self._subjects.items():
+            for subject in subjects:
+                evidence = self._evidence.get((subject.adapter.name, dtype))
+                if evidence is not None:
+                    # Where every operation rounds, so do constants, and an honest factor is as large as these.
+                    coarse = {name for name, each in subject.classes.by_layer(dtype).items() if each == EVERY.name}
+                    evidence.look_closer(partial(probe, subject), coarse)
+                    for bias in evidence.biases(coarse):
+                        self._record_bias(subject.adapter.name, dtype, bias)
+
+    def _record_bias(self, adapter: str, dtype: str, bias: Bias) -> None:
+        spec = self._save(bias.case, f"{adapter}-{dtype}-{bias.layer}-bias-{self.report.seed}")
+        self.report.biased.append(Biased(adapter, dtype, bias, spec))
+        self.report.disagreements.append(
+            Disagreement(
+                adapter=adapter,
+                dtype=dtype,
+                network=str(bias.case.network),
+                node=bias.node,
+                layer=bias.layer,
+                tensor=bias.tensor,
+                kind="bias",
+                max_error=None,
+                noise_units=0.0,
+                bound=True,
+                index=None,
+                expected=1.0,
+                got=bias.factor,
+                culprit=True,
+                cause=bias.told,
+                spec=spec,
+            )
+        )
 
     def close(self) -> None:
         """End the adapters' processes."""
@@ -359,20 +433,20 @@ class Run:
         if examination.known:
             self.report.known += disagreements(examination, None)
             return
-        spec = self._save(examination)
+        layers = "-".join(dict.fromkeys(culprit.node.layer.name for culprit in examination.culprits)) or "composition"
+        number = len(self.report.examinations) + 1
+        name = f"{examination.adapter}-{examination.case.dtype}-{layers}-{self.report.seed}-{number}"
+        spec = self._save(examination.case, name)
         found = list(zip(wrong_rows(examination), disagreements(examination, spec), strict=True))
         self.report.known += [each for row, each in found if row.divergence]
         self.report.disagreements += [each for row, each in found if not row.divergence]
         self.report.examinations.append((examination, spec))
 
-    def _save(self, examination: Examination) -> str | None:
+    def _save(self, case: Case, name: str) -> str | None:
         if self._failures is None:
             return None
-        layers = "-".join(dict.fromkeys(culprit.node.layer.name for culprit in examination.culprits)) or "composition"
-        number = len(self.report.examinations) + 1
-        name = f"{examination.adapter}-{examination.case.dtype}-{layers}-{self.report.seed}-{number}"
         try:
-            return str(save_case(examination.case, self._failures, name))
+            return str(save_case(case, self._failures, name))
         except OSError:  # the verdict counts more than its spec; the diff says that none was written
             return None
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gradproof.case import Case, upcast
 from gradproof.dtypes import HALF, is_floating
-from gradproof.network import Network, Node
+from gradproof.network import Network, NetworkError, Node
 from gradproof.noise import Rounding, observe, rounded_inside
 from gradproof.reference import NumpyReference
 from gradproof.reference.algorithms import Algorithm
@@ -250,6 +250,20 @@ class Equations:
 
     def __getitem__(self, key: str) -> Statement:
         return self._statements[key]
+
+    def alone(self, node: Node) -> Case | None:
+        """The case of one node on the adapter's own numbers, None where these are missing or in no domain."""
+        case, got = self.case, self.got
+        network, stands_for = case.network.alone(node.name)
+        known = {**{name: got.get(f"value:{name}") for name in self.by_node}, **case.values}
+        values = {own: known[name] for own, name in stands_for.items()}
+        dout = got.get(f"gradient:{node.name}")
+        if not usable(dout, case.network.shapes[node.name]) or dout.dtype != np.dtype(case.dtype):  # type: ignore[union-attr]
+            return None
+        try:
+            return Case(network, case.dtype, values, np.asarray(dout), case.seed)  # type: ignore[arg-type]
+        except (NetworkError, AttributeError):
+            return None
 
     def _known(self, key: str, expected: Array) -> Array:
         """The adapter's own numbers, else what they must be."""

@@ -255,7 +255,7 @@ def _classes(
     found = {name: subject.classes.already(node, case.dtype) for name, node in nodes.items()}
     if not any(_explains_some(check, wrong) for check in _in_coarser_classes(statement, got, case.dtype, nodes)):
         return found
-    alone = {name: own for name, node in nodes.items() if (own := _own_case(equations, node)) is not None}
+    alone = {name: own for name, node in nodes.items() if (own := equations.alone(node)) is not None}
     run_one = partial(probe, subject)
     found |= {name: subject.classes.of(own, run_one) for name, own in alone.items()}
     if len(case.network.nodes) > 1 and judge(statement, got, case.dtype, found).kind:
@@ -610,7 +610,7 @@ def _alone(subject: Subject, found: Examination, nodes: Iterable[Node]) -> Itera
 
 def _case_alone(found: Examination, node: Node) -> Case | None:
     """The node alone on the numbers that the adapter had, else on the sweep's; None where no layer takes these."""
-    case = _own_case(found.equations, node) if found.equations else None
+    case = found.equations.alone(node) if found.equations else None
     try:
         return case or alone_as_the_sweep_has_it(found.sweep, found.case, node)
     except NetworkError:  # numbers that no layer before this one gives
@@ -687,7 +687,7 @@ def _explained(subject: Subject, found: Examination) -> Iterator[tuple[str, tupl
         statement = found.equations[check.key]
         suspected = []
         for equation, argument in statement.parts:
-            case = _own_case(found.equations, equation.node)
+            case = found.equations.alone(equation.node)
             expected = np.asarray(equation.out if argument is None else equation.terms[argument])
             if case is not None:
                 suspected.append(Suspected(case, check, replace(check.evidence, expected=expected)))
@@ -708,26 +708,10 @@ def _suspected(case: Case, checks: Iterable[TensorCheck]) -> list[Suspected]:
 # One node on the numbers that the adapter had.
 
 
-def _own_case(equations: Equations, node: Node) -> Case | None:
-    """The case of one node alone on the adapter's own numbers, None where these are missing or in no domain."""
-    case, got = equations.case, equations.got
-    network, stands_for = case.network.alone(node.name)
-    known = {**{name: got.get(f"value:{name}") for name in equations.by_node}, **case.values}
-    values = {own: known[name] for own, name in stands_for.items()}
-    dout = got.get(f"gradient:{node.name}")
-    shapes = case.network.shapes
-    if not usable(dout, shapes[node.name]) or dout.dtype != np.dtype(case.dtype):  # type: ignore[union-attr]
-        return None
-    try:
-        return Case(network, case.dtype, values, np.asarray(dout), case.seed)  # type: ignore[arg-type]
-    except (NetworkError, AttributeError):
-        return None
-
-
 def _own_observation(subject: Subject, found: Examination, node: Node) -> Observation | None:
     """What the adapter gave for one node in the network, as if it had been run alone."""
     assert found.equations is not None
-    case = _own_case(found.equations, node)
+    case = found.equations.alone(node)
     if case is None:
         return None
     got: dict[str, Any] = {f"gradient:{node.name}": case.cotangent, f"value:{node.name}": None}

@@ -182,6 +182,7 @@ def summary(report: Report, by_layer: bool = True) -> Group:
     parts: list[RenderableType] = [Text(versions), "", _tally_table(report)]
     if by_layer:
         parts += ["", _layer_table(report)]
+    parts += [Text(line, "bold red") for line in biases(report)]
     parts += [Text(line, "yellow") for line in warnings(report)]
     parts += ["", Text(closing_line(report), "bold green" if report.agrees else "bold red")]
     return Group(*parts)
@@ -234,6 +235,15 @@ def _layer_table(report: Report) -> Table:
 def _layer_cell(tally: Tally, layer: str) -> Text:
     wrong = tally.wrong_layers[layer]
     return Text(f"{wrong} WRONG of {tally.layers[layer]}", "bold red") if wrong else Text(str(tally.layers[layer]))
+
+
+def biases(report: Report) -> list[str]:
+    """A line for every factor that only many networks show."""
+    return [
+        f"bias: {each.adapter} {each.dtype} {each.bias.layer}: {each.bias.told}"
+        + (f"; shown best by {each.spec}" if each.spec else "")
+        for each in report.biased
+    ]
 
 
 def warnings(report: Report) -> list[str]:

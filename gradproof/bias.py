@@ -1,0 +1,212 @@
+"""Evidence over networks: a factor so near to 1 that no single network shows it.
+
+In bfloat16 every number is off by up to 0.2 %, and a gradient that is always 0.1 % too large passes each time. The mean
+of many relative errors tells: rounding errs to both sides, a factor to one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from gradproof.arithmetic import Probe
+from gradproof.case import Case, redrawn
+from gradproof.dtypes import limits
+from gradproof.equations import Equations, Statement, usable
+
+Array = np.ndarray[Any, Any]
+
+Place = tuple[str, str]
+"""Layer, and what of it: "value", or the argument that the gradient is of."""
+
+LOOKED_FOR = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 1e-3, "float16": 1e-3}
+"""dtype -> relative error that is looked for: more numbers are asked for until it can be told from 0."""
+
+HONEST = {"float64": 4.0, "float32": 4.0, "bfloat16": 0.125, "float16": 0.125}
+"""dtype -> roundings by which a right layer may err to one side. In half precision results come from float32."""
+
+WHOLE = 4.0
+"""Roundings above which an element's error is not its result's rounding; such elements tell of no factor."""
+
+BY_CHANCE = 2e-9
+"""The chance below which a mean is taken for no chance: that of six standard errors of a normal distribution."""
+
+FEWEST = 12
+"""Tensors without which nothing is said."""
+
+SURELY = 3.0
+"""Standard errors by which the factor that is looked for must be out of the question."""
+
+MOST_RUNS = 256
+"""Runs of a layer alone that are made to look for it."""
+
+KEPT_CASES = 4
+"""Cases of a layer alone that these runs take in turn."""
+
+
+@dataclass
+class Scale:
+    """Sums of the relative errors of one place, over tensors: those of one tensor may go together.
+
+    elements: their number n, errors: the sum s of their relative errors, and over tensors the sums of n^2, n s and s^2.
+    """
+
+    tensors: int = 0
+    elements: float = 0.0
+    errors: float = 0.0
+    squares: Array = field(default_factory=lambda: np.zeros(3))
+
+    def add(self, errors: Array) -> None:
+        """Take in the relative errors of one tensor."""
+        size, total = float(errors.size), float(errors.sum())
+        self.tensors += 1
+        self.elements += size
+        self.errors += total
+        self.squares = self.squares + np.array([size * size, size * total, total * total])
+
+    @property
+    def excess(self) -> float:
+        """The factor less 1: the mean relative error."""
+        return self.errors / self.elements if self.elements else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the ratio of two sums over independent tensors (Cochran 1977, section 6.3); infinite for too few."""
+        if self.tensors < FEWEST:
+            return math.inf
+        n2, ns, s2 = self.squares
+        variance = (s2 - 2.0 * self.excess * ns + self.excess**2 * n2) * self.tensors / (self.tensors - 1)
+        return math.sqrt(max(variance, 0.0)) / self.elements
+
+    def shows_a_factor(self, dtype: str) -> bool:
+        """Whether the excess is more than chance, and more than honest arithmetic makes."""
+        if self.tensors < FEWEST or abs(self.excess) <= HONEST[dtype] * 0.5 * float(limits(dtype).eps):
+            return False
+        return abs(self.excess) > float(stdtrit(self.tensors - 1, 1.0 - 0.5 * BY_CHANCE)) * self.standard_error
+
+    def excludes_one(self, dtype: str) -> bool:
+        """Whether the factor that is looked for is out of the question."""
+        return abs(self.excess) + SURELY * self.standard_error < LOOKED_FOR[dtype]
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A factor that a layer's numbers are off by: which, of what, and the case that shows it best.
+
+    tensor: the value's or gradient's name in the case. place: "value", or the argument that the gradient is of.
+    """
+
+    layer: str
+    place: str
+    factor: float
+    standard_error: float
+    tensors: int
+    case: Case
+    node: str
+    tensor: str
+
+    @property
+    def told(self) -> str:
+        what = "the value" if self.place == "value" else f"the gradient of {self.place}"
+        return (
+            f"{what} is {self.factor:.6g} times what it should be, with a standard error of "
+            f"{self.standard_error:.1g}, over {self.tensors} tensors"
+        )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A tensor that shows a factor: by how much, and where it stands."""
+
+    strength: float
+    case: Case
+    node: str
+    tensor: str
+
+
+class Evidence:
+    """What the networks of one adapter in one dtype tell of factors."""
+
+    def __init__(self, dtype: str) -> None:
+        self.scales: dict[Place, Scale] = {}
+        self._dtype = dtype
+        self._shown: dict[tuple[Place, bool], _Shown] = {}
+        self._alone: dict[str, list[Case]] = {}
+
+    def add(self, equations: Equations, got: Mapping[str, Any], agreeing: Iterable[str]) -> None:
+        """Take in a run. agreeing: the keys of its tensors that agree and can be verified as a whole."""
+        for key in agreeing:
+            if key in equations and len(equations[key].parts) == 1:
+                self._add(equations.case, equations[key], got.get(key))
+        for node in equations.case.network.nodes:
+            kept = self._alone.setdefault(node.layer.name, [])
+            own = equations.alone(node) if len(kept) < KEPT_CASES else None
+            kept += [own] if own is not None else []
+
+    def _add(self, case: Case, statement: Statement, got: Any) -> None:
+        ((equation, argument),) = statement.parts
+        if not usable(got, statement.expected.shape):
+            return
+        errors = _relative_errors(statement, np.asarray(got, np.float64), self._dtype)
+        if not errors.size:
+            return
+        place = (equation.node.layer.name, argument or "value")
+        self.scales.setdefault(place, Scale()).add(errors)
+        strength = float(errors.sum()) / math.sqrt(errors.size)
+        best = self._shown.get((place, strength > 0.0))
+        if best is None or abs(strength) > abs(best.strength):
+            tensor = statement.key.partition(":")[2]
+            self._shown[place, strength > 0.0] = _Shown(strength, case, equation.node.name, tensor)
+
+    def look_closer(self, probe: Probe, passed_over: Iterable[str]) -> None:
+        """Run layers alone on ordinary numbers, until no factor that is looked for can hide.
+
+        passed_over: layers that round every operation, of which the constants too are rounded.
+        """
+        for layer in sorted(self._alone.keys() - set(passed_over)):
+            cases = self._alone[layer]
+            for seed in range(MOST_RUNS if cases else 0):
+                if all(self._settled(place) for place in self.scales if place[0] == layer):
+                    break
+                result = probe(redrawn(cases[seed % len(cases)], seed))
+                if result is not None:
+                    equations, got = result
+                    self.add(equations, got, [each.key for each in equations if each.finite and not each.open])
+
+    def _settled(self, place: Place) -> bool:
+        scale = self.scales[place]
+        return scale.excludes_one(self._dtype) or scale.shows_a_factor(self._dtype)
+
+    def biases(self, passed_over: Iterable[str]) -> Iterator[Bias]:
+        """The factors that are no chance, of layers that are not passed over."""
+        left_out = set(passed_over)
+        for place, scale in sorted(self.scales.items()):
+            layer, what = place
+            if layer not in left_out and scale.shows_a_factor(self._dtype):
+                shown = self._shown[place, scale.excess > 0.0]
+                yield Bias(
+                    layer,
+                    what,
+                    1.0 + scale.excess,
+                    scale.standard_error,
+                    scale.tensors,
+                    shown.case,
+                    shown.node,
+                    shown.tensor,
+                )
+
+
+def _relative_errors(statement: Statement, got: Array, dtype: str) -> Array:
+    """Of the elements whose error may be their result's rounding alone: ordinary numbers, of about the right size."""
+    info, expected = limits(dtype), statement.expected
+    size = np.abs(expected)
+    ordinary = (size >= 4.0 * float(info.smallest_normal)) & (size < 0.5 * float(info.max)) & np.isfinite(got)
+    with np.errstate(all="ignore"):
+        errors = got / expected - 1.0
+        ordinary &= np.abs(errors) <= WHOLE * 0.5 * float(info.eps)
+    return np.asarray(errors[ordinary])
