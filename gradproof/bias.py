@@ -7,7 +7,7 @@ of many relative errors tells: rounding errs to both sides, a factor to one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,9 @@ BY_CHANCE = 2e-9
 FEWEST = 12
 """Tensors without which nothing is said."""
 
+SLIGHT = 0.05
+"""Roundings by which an error may be more than its result's rounding where a layer rounds its results alone."""
+
 SURELY = 3.0
 """Standard errors by which the factor that is looked for must be out of the question."""
 
@@ -54,15 +57,19 @@ class Scale:
     """Sums of the relative errors of one place, over tensors: those of one tensor may go together.
 
     elements: their number n, errors: the sum s of their relative errors, and over tensors the sums of n^2, n s and s^2.
+    beyond: the largest relative error below and above, without what the rounding of the result makes of it.
     """
 
     tensors: int = 0
     elements: float = 0.0
     errors: float = 0.0
     squares: Array = field(default_factory=lambda: np.zeros(3))
+    beyond: tuple[float, float] = (0.0, 0.0)
 
-    def add(self, errors: Array) -> None:
-        """Take in the relative errors of one tensor."""
+    def add(self, errors: Array, roundings: Array) -> None:
+        """Take in the relative errors of one tensor, and how large the rounding of the results can make them."""
+        left = np.sign(errors) * np.maximum(np.abs(errors) - roundings, 0.0)
+        self.beyond = (max(self.beyond[0], float(-left.min())), max(self.beyond[1], float(left.max())))
         size, total = float(errors.size), float(errors.sum())
         self.tensors += 1
         self.elements += size
@@ -88,6 +95,13 @@ class Scale:
         if self.tensors < FEWEST or abs(self.excess) <= HONEST[dtype] * 0.5 * float(limits(dtype).eps):
             return False
         return abs(self.excess) > float(stdtrit(self.tensors - 1, 1.0 - 0.5 * BY_CHANCE)) * self.standard_error
+
+    def is_all(self, dtype: str) -> bool:
+        """Whether the factor and the rounding of the results are all that is wrong: nothing errs to the other side.
+
+        Where every operation rounds, so do constants; but then errors go to both sides.
+        """
+        return self.beyond[self.excess < 0.0] <= SLIGHT * 0.5 * float(limits(dtype).eps)
 
     def excludes_one(self, dtype: str) -> bool:
         """Whether the factor that is looked for is out of the question."""
@@ -152,23 +166,20 @@ class Evidence:
         ((equation, argument),) = statement.parts
         if not usable(got, statement.expected.shape):
             return
-        errors = _relative_errors(statement, np.asarray(got, np.float64), self._dtype)
+        errors, roundings = _relative_errors(statement, np.asarray(got, np.float64), self._dtype)
         if not errors.size:
             return
         place = (equation.node.layer.name, argument or "value")
-        self.scales.setdefault(place, Scale()).add(errors)
+        self.scales.setdefault(place, Scale()).add(errors, roundings)
         strength = float(errors.sum()) / math.sqrt(errors.size)
         best = self._shown.get((place, strength > 0.0))
         if best is None or abs(strength) > abs(best.strength):
             tensor = statement.key.partition(":")[2]
             self._shown[place, strength > 0.0] = _Shown(strength, case, equation.node.name, tensor)
 
-    def look_closer(self, probe: Probe, passed_over: Iterable[str]) -> None:
-        """Run layers alone on ordinary numbers, until no factor that is looked for can hide.
-
-        passed_over: layers that round every operation, of which the constants too are rounded.
-        """
-        for layer in sorted(self._alone.keys() - set(passed_over)):
+    def look_closer(self, probe: Probe) -> None:
+        """Run layers alone on ordinary numbers, until no factor that is looked for can hide."""
+        for layer in sorted(self._alone):
             cases = self._alone[layer]
             for seed in range(MOST_RUNS if cases else 0):
                 if all(self._settled(place) for place in self.scales if place[0] == layer):
@@ -182,12 +193,11 @@ class Evidence:
         scale = self.scales[place]
         return scale.excludes_one(self._dtype) or scale.shows_a_factor(self._dtype)
 
-    def biases(self, passed_over: Iterable[str]) -> Iterator[Bias]:
-        """The factors that are no chance, of layers that are not passed over."""
-        left_out = set(passed_over)
+    def biases(self, coarse: Collection[str]) -> Iterator[Bias]:
+        """The factors that are no chance. coarse: layers that seem to round every operation."""
         for place, scale in sorted(self.scales.items()):
             layer, what = place
-            if layer not in left_out and scale.shows_a_factor(self._dtype):
+            if scale.shows_a_factor(self._dtype) and (layer not in coarse or scale.is_all(self._dtype)):
                 shown = self._shown[place, scale.excess > 0.0]
                 yield Bias(
                     layer,
@@ -201,12 +211,13 @@ class Evidence:
                 )
 
 
-def _relative_errors(statement: Statement, got: Array, dtype: str) -> Array:
-    """Of the elements whose error may be their result's rounding alone: ordinary numbers, of about the right size."""
+def _relative_errors(statement: Statement, got: Array, dtype: str) -> tuple[Array, Array]:
+    """Errors, and half units in the last place, of ordinary numbers of about the right size; as shares of these."""
     info, expected = limits(dtype), statement.expected
     size = np.abs(expected)
     ordinary = (size >= 4.0 * float(info.smallest_normal)) & (size < 0.5 * float(info.max)) & np.isfinite(got)
     with np.errstate(all="ignore"):
         errors = got / expected - 1.0
         ordinary &= np.abs(errors) <= WHOLE * 0.5 * float(info.eps)
-    return np.asarray(errors[ordinary])
+    mantissas, _ = np.frexp(size[ordinary])  # from a half to 1
+    return np.asarray(errors[ordinary]), 0.25 * float(info.eps) / mantissas

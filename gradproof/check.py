@@ -391,9 +391,8 @@ class Run:
             for subject in subjects:
                 evidence = self._evidence.get((subject.adapter.name, dtype))
                 if evidence is not None:
-                    # Where every operation rounds, so do constants, and an honest factor is as large as these.
+                    evidence.look_closer(partial(probe, subject))
                     coarse = {name for name, each in subject.classes.by_layer(dtype).items() if each == EVERY.name}
-                    evidence.look_closer(partial(probe, subject), coarse)
                     for bias in evidence.biases(coarse):
                         self._record_bias(subject.adapter.name, dtype, bias)
 
