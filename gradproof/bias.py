@@ -24,6 +24,9 @@ Array = np.ndarray[Any, Any]
 Place = tuple[str, str]
 """Layer, and what of it: "value", or the argument that the gradient is of."""
 
+Setting = tuple[Any, ...]
+"""Options and shapes of a layer alone."""
+
 LOOKED_FOR = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 1e-3, "float16": 1e-3}
 """dtype -> relative error that is looked for: more numbers are asked for until it can be told from 0."""
 
@@ -48,8 +51,8 @@ SURELY = 3.0
 MOST_RUNS = 256
 """Runs of a layer alone that are made to look for it."""
 
-KEPT_CASES = 4
-"""Cases of a layer alone that these runs take in turn."""
+KEPT_SETTINGS, FEWEST_SETTINGS = 6, 3
+"""Options and shapes of a layer alone that these runs take in turn, and without how many nothing holds everywhere."""
 
 
 @dataclass
@@ -97,11 +100,17 @@ class Scale:
         return abs(self.excess) > float(stdtrit(self.tensors - 1, 1.0 - 0.5 * BY_CHANCE)) * self.standard_error
 
     def is_all(self, dtype: str) -> bool:
-        """Whether the factor and the rounding of the results are all that is wrong: nothing errs to the other side.
-
-        Where every operation rounds, so do constants; but then errors go to both sides.
-        """
+        """Whether the factor and the rounding of the results are all that is wrong: nothing errs to the other side."""
         return self.beyond[self.excess < 0.0] <= SLIGHT * 0.5 * float(limits(dtype).eps)
+
+    @property
+    def tells(self) -> bool:
+        """Whether it has enough tensors, and numbers that were not handed on as they came, which round to themselves."""
+        return self.tensors >= FEWEST and bool(self.squares[2] > 0.0)
+
+    def holds_for(self, factor: float) -> bool:
+        """Whether the factor may be this one."""
+        return abs(1.0 + self.excess - factor) <= SURELY * self.standard_error
 
     def excludes_one(self, dtype: str) -> bool:
         """Whether the factor that is looked for is out of the question."""
@@ -150,7 +159,8 @@ class Evidence:
         self.scales: dict[Place, Scale] = {}
         self._dtype = dtype
         self._shown: dict[tuple[Place, bool], _Shown] = {}
-        self._alone: dict[str, list[Case]] = {}
+        self._alone: dict[str, dict[Setting, Case]] = {}
+        self._by_setting: dict[Place, dict[Setting, Scale]] = {}
 
     def add(self, equations: Equations, got: Mapping[str, Any], agreeing: Iterable[str]) -> None:
         """Take in a run. agreeing: the keys of its tensors that agree and can be verified as a whole."""
@@ -158,9 +168,10 @@ class Evidence:
             if key in equations and len(equations[key].parts) == 1:
                 self._add(equations.case, equations[key], got.get(key))
         for node in equations.case.network.nodes:
-            kept = self._alone.setdefault(node.layer.name, [])
-            own = equations.alone(node) if len(kept) < KEPT_CASES else None
-            kept += [own] if own is not None else []
+            kept = self._alone.setdefault(node.layer.name, {})
+            own = equations.alone(node) if len(kept) < KEPT_SETTINGS else None
+            if own is not None:
+                kept.setdefault(_setting(own), own)
 
     def _add(self, case: Case, statement: Statement, got: Any) -> None:
         ((equation, argument),) = statement.parts
@@ -171,6 +182,8 @@ class Evidence:
             return
         place = (equation.node.layer.name, argument or "value")
         self.scales.setdefault(place, Scale()).add(errors, roundings)
+        if len(case.network.nodes) == 1:
+            self._by_setting.setdefault(place, {}).setdefault(_setting(case), Scale()).add(errors, roundings)
         strength = float(errors.sum()) / math.sqrt(errors.size)
         best = self._shown.get((place, strength > 0.0))
         if best is None or abs(strength) > abs(best.strength):
@@ -180,7 +193,7 @@ class Evidence:
     def look_closer(self, probe: Probe) -> None:
         """Run layers alone on ordinary numbers, until no factor that is looked for can hide."""
         for layer in sorted(self._alone):
-            cases = self._alone[layer]
+            cases = list(self._alone[layer].values())
             for seed in range(MOST_RUNS if cases else 0):
                 if all(self._settled(place) for place in self.scales if place[0] == layer):
                     break
@@ -191,13 +204,26 @@ class Evidence:
 
     def _settled(self, place: Place) -> bool:
         scale = self.scales[place]
-        return scale.excludes_one(self._dtype) or scale.shows_a_factor(self._dtype)
+        if scale.shows_a_factor(self._dtype):
+            return all(each.tensors >= FEWEST for each in self._by_setting.get(place, {}).values())
+        return scale.excludes_one(self._dtype)
+
+    def _everywhere(self, place: Place) -> bool:
+        """Whether the factor is all that is wrong, and the same with different options and shapes."""
+        whole, scales = self.scales[place], [each for each in self._by_setting.get(place, {}).values() if each.tells]
+        same = all(each.holds_for(1.0 + whole.excess) for each in scales)
+        return whole.is_all(self._dtype) and len(scales) >= FEWEST_SETTINGS and same
 
     def biases(self, coarse: Collection[str]) -> Iterator[Bias]:
-        """The factors that are no chance. coarse: layers that seem to round every operation."""
+        """The factors that are no chance.
+
+        coarse: layers that seem to round every operation. So they do with constants, as 1 / n or a slope, which makes
+        honest factors; what is told of these layers is a factor that does not depend on options and shapes, and beside
+        which they round their results alone.
+        """
         for place, scale in sorted(self.scales.items()):
             layer, what = place
-            if scale.shows_a_factor(self._dtype) and (layer not in coarse or scale.is_all(self._dtype)):
+            if scale.shows_a_factor(self._dtype) and (layer not in coarse or self._everywhere(place)):
                 shown = self._shown[place, scale.excess > 0.0]
                 yield Bias(
                     layer,
@@ -209,6 +235,11 @@ class Evidence:
                     shown.node,
                     shown.tensor,
                 )
+
+
+def _setting(case: Case) -> Setting:
+    (node,) = case.network.nodes
+    return node.options, tuple(value.shape for _, value in sorted(case.values.items()))
 
 
 def _relative_errors(statement: Statement, got: Array, dtype: str) -> tuple[Array, Array]:

@@ -1,0 +1,189 @@
+"""Factors that only many networks show: found where they are, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradproof.adapter import Forward
+from gradproof.bias import FEWEST, Evidence, Scale
+from gradproof.case import load_case, upcast
+from gradproof.check import Report, check
+from gradproof.dtypes import HALF, limits
+from gradproof.equations import Equations
+from gradproof.kinks import one_node
+from gradproof.layer import Layer, Options
+from gradproof.network import Node
+from gradproof.reference import LAYERS, PRECISE, NumpyReference
+from gradproof.report import biases
+
+Array = np.ndarray[Any, Any]
+ROUNDING = 2.0**-9
+"""Of bfloat16: the largest relative error of a rounded number."""
+
+
+class Half(NumpyReference):
+    """The reference in half precision, which computes in float64 and rounds each result once."""
+
+    name = "half"
+
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+        return True
+
+    def run_node(self, node: Node, known: Mapping[str, Array]) -> tuple[Array, Any]:
+        out, cache = super().run_node(node, {name: upcast(np.asarray(each)) for name, each in known.items()})
+        return np.asarray(out), cache
+
+    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
+        network, caches, _ = forward.tape
+        found = {network.output: cotangent.copy()}
+        with np.errstate(all="ignore"):
+            for node in reversed(network.nodes):
+                terms = self.row(node)[1](upcast(found[node.name]), caches[node.name])
+                for argument, source in node.sources:
+                    if argument in terms:
+                        term = np.asarray(terms[argument]).astype(cotangent.dtype)
+                        found[source] = found[source] + term if source in found else term
+        return found
+
+
+def made(layer: str, place: str, change: Callable[[Array], Array]) -> Half:
+    """An adapter with one layer whose value, or gradient of one argument, is changed before it is rounded."""
+    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
+
+    def changed_forward(*arrays: Array, **options: Any) -> tuple[Array, Any]:
+        out, cache = forward(*arrays, **options)
+        return (change(out) if place == "value" else out), cache
+
+    def changed_backward(dout: Array, cache: Any) -> dict[str, Array]:
+        return {name: change(each) if name == place else each for name, each in backward(dout, cache).items()}
+
+    return Half(rows={layer: (changed_forward, changed_backward)})
+
+
+def checked(adapter: NumpyReference, layer: str, dtype: str, networks: int = 40, **more: Any) -> Report:
+    return check([adapter], networks=networks, seed=11, dtypes=[dtype], layers=[layer], max_nodes=3, **more)
+
+
+@pytest.mark.parametrize(
+    ("layer", "place"),
+    [("gelu", "x"), ("silu", "value"), ("linear", "weight"), ("layer_norm", "x"), ("reduce_mean", "x")],
+)
+def test_a_tenth_of_a_per_cent_is_found_in_bfloat16(layer: str, place: str) -> None:
+    report = checked(made(layer, place, lambda each: 1.001 * each), layer, "bfloat16", failures=None)
+    assert not report.agrees
+    assert {(each.layer, each.kind) for each in report.disagreements} == {(layer, "bias")}
+    (found,) = report.biased
+    assert (found.bias.layer, found.bias.place) == (layer, place)
+    assert abs(found.bias.factor - 1.001) < 5.0 * found.bias.standard_error
+
+
+def test_the_case_that_shows_it_best_is_written_and_told(tmp_path: Path) -> None:
+    report = checked(made("gelu", "x", lambda each: 1.001 * each), "gelu", "bfloat16", failures=tmp_path)
+    (found,) = report.biased
+    assert found.spec is not None
+    assert "gelu" in {node.layer.name for node in load_case(Path(found.spec), LAYERS).network.nodes}
+    (line,) = biases(report)
+    assert line.startswith("bias: half bfloat16 gelu: the gradient of x is 1.00")
+    assert line.endswith(f"; shown best by {found.spec}")
+    (told,) = report.to_json()["bias"]
+    assert (told["layer"], told["of"]) == ("gelu", "x")
+    assert (told["factor"], told["spec"]) == (found.bias.factor, found.spec)
+    (disagreement,) = report.to_json()["disagreements"]
+    assert (disagreement["kind"], disagreement["layer"], disagreement["got"]) == ("bias", "gelu", found.bias.factor)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_honest_rounding_has_no_factor(dtype: str) -> None:
+    report = check([Half()], networks=60, seed=12, dtypes=[dtype], failures=None)
+    assert report.biased == []
+
+
+def test_errors_to_both_sides_are_no_factor() -> None:
+    generator = np.random.default_rng(1)
+
+    def shaken(each: Array) -> Array:
+        return each * (1.0 + 0.2 * ROUNDING * generator.choice([-1.0, 1.0], np.shape(each)))
+
+    assert checked(made("gelu", "x", shaken), "gelu", "bfloat16", failures=None).biased == []
+
+
+def test_truncation_in_place_of_rounding_is_a_factor() -> None:
+    """It is too small by up to a unit in the last place, two roundings, and never too large."""
+
+    def truncated(each: Array) -> Array:
+        bits = np.asarray(each, "float32").view("uint32") & np.uint32(0xFFFF0000)
+        return np.asarray(bits.view("float32"), float)
+
+    (found,) = checked(made("gelu", "x", truncated), "gelu", "bfloat16", failures=None).biased
+    assert -2.0 * ROUNDING < found.bias.factor - 1.0 < -0.5 * ROUNDING
+
+
+# The sums.
+
+
+def of_tensors(excess: float, tensors: int, together: float = 0.0) -> Scale:
+    """The errors of so many tensors of 20 elements, which have a share in common."""
+    generator, scale = np.random.default_rng(2), Scale()
+    for _ in range(tensors):
+        own, common = generator.uniform(-ROUNDING, ROUNDING, 20), generator.uniform(-ROUNDING, ROUNDING)
+        errors = excess + (1.0 - together) * own + together * common
+        scale.add(errors, np.full(20, ROUNDING))
+    return scale
+
+
+def test_the_standard_error_is_that_of_the_mean() -> None:
+    scale = of_tensors(0.0, 400)
+    assert scale.standard_error == pytest.approx(ROUNDING / np.sqrt(3.0 * 8000.0), rel=0.1)
+
+
+def test_what_the_elements_of_a_tensor_have_in_common_counts_once() -> None:
+    scale = of_tensors(0.0, 400, together=1.0)
+    assert scale.standard_error == pytest.approx(ROUNDING / np.sqrt(3.0 * 400.0), rel=0.1)
+
+
+def test_few_tensors_tell_nothing() -> None:
+    few, enough = (of_tensors(0.5 * ROUNDING, count) for count in (FEWEST - 1, 4 * FEWEST))
+    assert (few.standard_error, few.shows_a_factor("bfloat16")) == (np.inf, False)
+    assert enough.shows_a_factor("bfloat16")
+
+
+def test_what_honest_arithmetic_makes_is_no_factor() -> None:
+    """However surely it is known."""
+    scale = of_tensors(0.1 * ROUNDING, 4000)
+    assert scale.excess > 10.0 * scale.standard_error
+    assert not scale.shows_a_factor("bfloat16")
+
+
+def test_errors_beyond_the_rounding_of_the_results_to_both_sides_are_coarse_arithmetic() -> None:
+    coarse = of_tensors(0.5 * ROUNDING, 100)
+    assert coarse.is_all("bfloat16")
+    coarse.add(np.array([-1.2 * ROUNDING]), np.array([ROUNDING]))
+    assert not coarse.is_all("bfloat16")
+
+
+def test_a_rounded_constant_is_no_factor_that_holds_everywhere() -> None:
+    """1 / n in bfloat16 is off by as much as n makes it."""
+
+    def by_count(x: Array, *, axes: tuple[int, ...], keepdims: bool) -> tuple[Array, Any]:
+        count = np.prod([x.shape[axis] for axis in axes])
+        share = float(np.asarray(1.0 / count).astype("bfloat16"))
+        _, cache = LAYERS["reduce_mean"].forward(x, axes=axes, keepdims=keepdims)
+        return x.sum(axis=axes, keepdims=keepdims) * share, cache
+
+    adapter = Half(rows={"reduce_mean": (by_count, LAYERS["reduce_mean"].backward)})
+    assert checked(adapter, "reduce_mean", "bfloat16", networks=80, failures=None).biased == []
+
+
+def test_only_ordinary_numbers_of_about_the_right_size_are_taken() -> None:
+    case = one_node(LAYERS["identity"], {}, {"x": [1.0, 0.0, 2e-38, 3.0]}, "bfloat16")
+    got = {"value:identity": np.array([1.0, 0.0, 2e-38, 4.0]).astype("bfloat16"), "gradient:identity": case.cotangent}
+    evidence = Evidence("bfloat16")
+    equations = Equations(case, got, NumpyReference({}, PRECISE), NumpyReference())
+    evidence.add(equations, got, ["value:identity"])
+    assert evidence.scales["identity", "value"].elements == 1.0
+    assert float(limits("bfloat16").smallest_normal) < 2e-38
