@@ -105,7 +105,7 @@ class Scale:
 
     @property
     def tells(self) -> bool:
-        """Whether it has enough tensors, and numbers that were not handed on as they came, which round to themselves."""
+        """Whether it has enough tensors, and not only numbers that were handed on as they came."""
         return self.tensors >= FEWEST and bool(self.squares[2] > 0.0)
 
     def holds_for(self, factor: float) -> bool:

@@ -292,11 +292,12 @@ def _layers(options: argparse.Namespace) -> int:
 
 def _classes(adapters: Mapping[str, Adapter | str], dtype: str) -> dict[str, dict[str, str]]:
     """Adapter -> layer -> class of its arithmetic, of those that are there."""
-    return {
-        name: arithmetic_of(adapter, dtype, lambda layers, name=name: tracked(layers, len(LAYERS), f"layers, {name}"))
-        for name, adapter in adapters.items()
-        if not isinstance(adapter, str)
-    }
+    found = {}
+    for name, adapter in adapters.items():
+        if not isinstance(adapter, str):
+            layers = tracked(LAYERS, len(LAYERS), f"layers, {name}")
+            found[name] = arithmetic_of(adapter, dtype, layers)
+    return found
 
 
 def _installed() -> Mapping[str, Adapter | str]:

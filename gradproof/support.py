@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,15 +34,10 @@ def origin(adapter: Adapter, layer: Layer) -> str:
     return "native" if can_run else "not supported"
 
 
-def arithmetic_of(
-    adapter: Adapter, dtype: str, progress: Callable[[Iterable[str]], Iterable[str]] = lambda layers: layers
-) -> dict[str, str]:
-    """Layer -> the coarsest class of arithmetic that it needs on some drawn cases of it alone, in this dtype.
-
-    progress: wraps the names of the layers as they are gone over.
-    """
+def arithmetic_of(adapter: Adapter, dtype: str, layers: Iterable[str]) -> dict[str, str]:
+    """Layer -> the coarsest class of arithmetic that it needs on some drawn cases of it alone, in this dtype."""
     subject = Subject(adapter, {})
-    for name in progress(LAYERS):
+    for name in layers:
         drawn: list[Drawn] = []
         draw_each(drawn.append, PROBED_CASES, PROBED_SEED, [name], 1)
         for each in drawn:
