@@ -48,6 +48,9 @@ SLIGHT = 0.05
 SURELY = 3.0
 """Standard errors by which the factor that is looked for must be out of the question."""
 
+ALIKE = 4.0
+"""Standard errors by which the factors with different options and shapes may differ by chance."""
+
 MOST_RUNS = 256
 """Runs of a layer alone that are made to look for it."""
 
@@ -108,9 +111,9 @@ class Scale:
         """Whether it has enough tensors, and not only numbers that were handed on as they came."""
         return self.tensors >= FEWEST and bool(self.squares[2] > 0.0)
 
-    def holds_for(self, factor: float) -> bool:
-        """Whether the factor may be this one."""
-        return abs(1.0 + self.excess - factor) <= SURELY * self.standard_error
+    def may_be(self, excess: float) -> bool:
+        """Whether the excess may be this one."""
+        return abs(self.excess - excess) <= ALIKE * self.standard_error
 
     def excludes_one(self, dtype: str) -> bool:
         """Whether the factor that is looked for is out of the question."""
@@ -210,9 +213,11 @@ class Evidence:
 
     def _everywhere(self, place: Place) -> bool:
         """Whether the factor is all that is wrong, and the same with different options and shapes."""
-        whole, scales = self.scales[place], [each for each in self._by_setting.get(place, {}).values() if each.tells]
-        same = all(each.holds_for(1.0 + whole.excess) for each in scales)
-        return whole.is_all(self._dtype) and len(scales) >= FEWEST_SETTINGS and same
+        scales = [each for each in self._by_setting.get(place, {}).values() if each.tells]
+        if len(scales) < FEWEST_SETTINGS or not self.scales[place].is_all(self._dtype):
+            return False
+        together = sum(each.errors for each in scales) / sum(each.elements for each in scales)
+        return all(each.may_be(together) for each in scales)
 
     def biases(self, coarse: Collection[str]) -> Iterator[Bias]:
         """The factors that are no chance.
