@@ -81,7 +81,7 @@ class Rounding:
 
     def _rounded(self, exact: np.ndarray, errors: np.ndarray, at_one: bool) -> np.ndarray:
         rounded = exact + errors * (1.0 if at_one else exact)
-        if self.to_grid or at_one:
+        if self.to_grid:
             beyond = 1.0 if at_one else 0.0
             rounded = (beyond + rounded).astype(self.dtype).astype(FLOAT64) - beyond
         size = np.abs(exact)

@@ -181,14 +181,21 @@ def test_what_is_near_zero_rounds_to_multiples_of_the_smallest_number(dtype: str
     assert np.abs((shifted[shifted != 0.0] - exact[0]) / smallest).max() <= (1.0 if dtype == "float64" else 0.5)
 
 
-@BOTH_KINDS
-def test_at_one_rounds_as_a_number_near_one_does(to_grid: bool) -> None:
+def test_at_one_rounds_as_a_number_near_one_does() -> None:
     """To one of the neighbours on the grid there, which may be 1 itself: (1 + erf) / 2 is 0 far below 0."""
     exact = np.full(1000, 1e-6)
-    rounded = np.asarray(rounding("float32", to_grid)(exact, at_one=True))
+    rounded = np.asarray(rounding("float32", GRID)(exact, at_one=True))
     np.testing.assert_array_equal((1.0 + rounded).astype("float32").astype(float), 1.0 + rounded)
     assert set(np.round((rounded - exact) / np.finfo("float32").eps, 1)) <= {-0.4, 0.6}
-    assert (np.asarray(rounding("float32", to_grid)(np.full(100, 1e-12), at_one=True)) == 0.0).any()
+    assert (np.asarray(rounding("float32", GRID)(np.full(100, 1e-12), at_one=True)) == 0.0).any()
+
+
+def test_at_one_a_number_is_shifted_by_half_a_unit_there() -> None:
+    """Also one that is on the grid: what is rounded is erf, whose grid is another."""
+    exact = np.full(1000, float(np.finfo("float32").eps))
+    moved = (np.asarray(rounding("float32", SHIFT)(exact, at_one=True)) - exact) / float(np.finfo("float32").eps)
+    assert 0.45 < np.abs(moved).max() <= 0.5
+    assert 0.2 < np.abs(moved).mean() < 0.3
 
 
 # Arrays that make such errors.
