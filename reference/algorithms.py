@@ -182,7 +182,8 @@ def batch_norm_by_folding(
 
 def _normalizations(forward: Callable[..., tuple[Array, Any]], backward: Callable[..., Any]) -> tuple[Algorithm, ...]:
     ways = {FOLDED: by_folding, MOMENTS: by_moments}
-    return tuple(Algorithm(name, (partial(forward, normalize=way), backward)) for name, way in ways.items())
+    rows = {name: (partial(forward, normalize=way), backward) for name, way in ways.items()}
+    return tuple(Algorithm(name, row, in_order=name == MOMENTS) for name, row in rows.items())
 
 
 def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Any]:
@@ -382,11 +383,11 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "layer_norm": _normalizations(layer_norm_forward, layer_norm_backward),
     "batch_norm": (
         Algorithm(FOLDED, (batch_norm_by_folding, batch_norm_backward)),
-        Algorithm(MOMENTS, (partial(batch_norm_forward, normalize=by_moments), batch_norm_backward)),
+        Algorithm(MOMENTS, (partial(batch_norm_forward, normalize=by_moments), batch_norm_backward), in_order=True),
     ),
     "group_norm": _normalizations(group_norm_forward, group_norm_backward),
     "instance_norm": _normalizations(instance_norm_forward, group_norm_backward),
-    "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward)),),
+    "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward), in_order=True),),
     "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_backward), one_sided=True),),
     "lp_pool": (Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),),
     "weight_norm": (Algorithm(IN_TERMS, (weight_norm_forward, weight_norm_in_terms)),),

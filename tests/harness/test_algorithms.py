@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize(("layer", "algorithm"), PAIRS, ids=[f"{layer}: {e
 
 RARE = (
     *("scaled_dot_product_attention", "multi_head_attention", "batch_norm", "group_norm", "instance_norm"),
-    *("reduce_norm", "lp_pool"),
+    *("reduce_norm", "lp_pool", "weight_norm", "sparse_sigmoid"),
 )
 """Layers whose algorithms lose digits in few of the drawn networks."""
 
@@ -91,6 +91,26 @@ def test_a_norm_by_plain_powers_is_named_where_they_are_far_from_the_norm(
     assert found.agrees
     assert {names for _, names in found.accuracy} <= {algorithm.name}
     assert found.accuracy
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "numbers"),
+    [
+        ("weight_norm", {"features": 2, "use_bias": False}, {"x": [[0.3], [0.7]], "direction": 0.37}),
+        ("sparse_sigmoid", {}, {"x": (1.0 + 2.0**-23 * np.arange(4)).tolist()}),
+    ],
+)
+def test_what_rounding_leaves_of_a_zero_is_named(layer: str, options: Options, numbers: Any) -> None:
+    (algorithm,) = ALGORITHMS[layer]
+    case = one_node(LAYERS[layer], options, numbers, "float32")
+    found = examine(
+        Subject(
+            NumpyReference({layer: {"at_high": 1.0}} if layer == "sparse_sigmoid" else {}, {layer: algorithm.row}), {}
+        ),
+        case,
+    )
+    assert found.agrees
+    assert set(found.accuracy) <= {(layer, algorithm.name)}
 
 
 def scaled(backward: Callable[..., Any], factor: float) -> Callable[..., Any]:
