@@ -1,7 +1,7 @@
 """Does a tensor satisfy its equation, to within the rounding that the dtype explains?
 
 The error of an element is counted in noise units: what is left of it beyond the rounding of the result to the dtype,
-over (floor of the element + one rounding in the arithmetic's own dtype).
+over (floor of the element + mean floor of its tensor + one rounding in the arithmetic's own dtype).
 """
 
 from __future__ import annotations
@@ -154,19 +154,19 @@ class _Comparison:
         self.dtype = np.dtype(dtype)
         self.terms = max(len(statement.parts), 1)
         expected, info = statement.expected, limits(dtype)
-        self.tiny = float(getattr(info, SMALLEST.get(dtype, "smallest_normal")))
+        self.tiny = self.terms * float(getattr(info, SMALLEST.get(dtype, "smallest_normal")))
         with np.errstate(all="ignore"):
             error = np.abs(got - expected)
             error = np.where(_alike(got, expected, info), 0.0, error)
             if not statement.finite:  # how far a NaN or an infinity spreads is not laid down
                 error = np.where(~np.isfinite(got) & ~np.isfinite(expected), 0.0, error)
             self.error = np.where(np.isnan(error), np.inf, error)
-            self.rounding = self.terms * self._one_rounding(self.dtype)
+            self.rounding = self._one_rounding(self.dtype)
             self.roundings = np.where(self.error == 0.0, 0.0, self.error / self.rounding)
 
     def _one_rounding(self, dtype: np.dtype[Any]) -> np.ndarray:
-        """Half a unit in the last place of every term of the sum, or of a partial sum as large as all of them."""
-        return np.asarray(0.5 * float(limits(dtype).eps) * self.statement.size + self.tiny)
+        """Half a unit in the last place of every term of the sum, and of every partial sum."""
+        return np.asarray(0.5 * float(limits(dtype).eps) * self.terms * self.statement.size + self.tiny)
 
     def result(
         self, arithmetics: Mapping[str, Arithmetic], algorithms: Mapping[str, Algorithm], hopeless: float
@@ -177,7 +177,7 @@ class _Comparison:
         for count in (FEW_RUNS, MANY_RUNS):
             floor = self.statement.floor(count, arithmetics, algorithms)
             lost = ~within & self._lost(floor)
-            units = np.where(lost | (self.error == 0.0), 0.0, self._units(floor, arithmetics))
+            units = np.where(lost | (self.error == 0.0), 0.0, self._units(floor, ~lost, arithmetics))
             if units.max() <= SUFFICIENT or units.max() > hopeless:
                 break
         wrong = units > THRESHOLD
@@ -193,13 +193,13 @@ class _Comparison:
         statement = self.statement
         return np.asarray(floor.lost | statement.undefined | ~np.isfinite(self.got) | ~np.isfinite(statement.expected))
 
-    def _units(self, floor: Floor, arithmetics: Mapping[str, Arithmetic]) -> np.ndarray:
+    def _units(self, floor: Floor, verified: np.ndarray, arithmetics: Mapping[str, Arithmetic]) -> np.ndarray:
         classes = [arithmetics.get(equation.node.name, INSIDE) for equation, _ in self.statement.parts] or [INSIDE]
         coarsest = max(classes, key=[*ARITHMETICS.values()].index).operations(self.dtype)
         allowed = 0.0 if coarsest == self.dtype else self.rounding
         with np.errstate(all="ignore"):
-            least = self._one_rounding(coarsest) * max(1.0, self.terms / THRESHOLD)  # each partial sum may round
-            units = np.maximum(self.error - allowed, 0.0) / np.maximum(floor.spread, least)
+            mean = _mean(floor.spread[verified]) if verified.any() else 0.0
+            units = np.maximum(self.error - allowed, 0.0) / (floor.spread + mean + self._one_rounding(coarsest))
         return np.where(np.isnan(units), np.inf, units)
 
     def _told(
@@ -234,3 +234,9 @@ def _alike(got: np.ndarray, expected: np.ndarray, info: Any) -> np.ndarray:
     largest = float(info.max) * (1.0 - 0.5 * float(info.eps))
     beyond = np.isinf(got) & (np.abs(expected) >= largest) & (np.sign(got) == np.sign(expected))
     return np.asarray((got == expected) | (np.isnan(got) & np.isnan(expected)) | beyond)
+
+
+def _mean(sizes: np.ndarray) -> float:
+    """The mean of numbers of at least 0, whose sum may be beyond the range of float64."""
+    peak = float(sizes.max())
+    return peak * float((sizes / peak).mean()) if peak > 0.0 else 0.0

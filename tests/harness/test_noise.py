@@ -740,7 +740,7 @@ INGREDIENTS: dict[str, tuple[Patch, Callable[[], tuple[Adapter, Case]]]] = {
     "the dtype's range": (with_attributes(largest=math.inf, to_grid=False), squares_beyond_the_range),
     "the smallest normal number": (with_attributes(smallest_normal=0.0), flushed_squares),
     "escalation": (with_constant(agreement, "MANY_RUNS", FEW_RUNS), lambda: sum_in_order(10, seed=0)),
-    "the largest deviation": (with_constant(equations, "PEAK", math.inf), lambda: sum_in_order(100, seed=8)),
+    "the largest deviation": (with_constant(equations, "PEAK", math.inf), lambda: sum_in_order(100, seed=17)),
     "functions that round at one": (with_constant(noise, "ROUNDED_AT_ONE", frozenset()), gelu_far_below),
     "the textbook's formulas": (with_precise_samples, saturated),
 }
