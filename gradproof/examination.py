@@ -305,7 +305,7 @@ def _by_algorithm(
                 continue
             if not other.kind:
                 fitting.append((node.layer.name, each.name))
-            elif not fitting:
+            elif not (fitting or subject.strict):
                 check = _left_over(check, other)
     if not fitting:
         return check

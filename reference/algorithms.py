@@ -31,14 +31,12 @@ from gradproof.reference.classification import (
 from gradproof.reference.common import (
     Array,
     Gradients,
-    clamp,
     log_one_plus_exp,
     magnitude,
     positive_part,
     reduce_loss,
     spread_cotangent,
 )
-from gradproof.reference.linear import linear_backward
 from gradproof.reference.margins import multilabel_soft_margin_backward, multilabel_soft_margin_forward
 from gradproof.reference.normalization import (
     Axes,
@@ -50,13 +48,10 @@ from gradproof.reference.normalization import (
     instance_norm_forward,
     layer_norm_backward,
     layer_norm_forward,
-    weight_norm_backward,
-    weight_norm_forward,
 )
 from gradproof.reference.piecewise import (
     SELU_ALPHA,
     SELU_SCALE,
-    between,
     celu_backward,
     elu_backward,
     selu_backward,
@@ -162,21 +157,13 @@ def by_folding(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
     return x * reciprocal - (first + offset) * reciprocal, reciprocal
 
 
-def batch_norm_by_folding(
-    x: Array,
-    running_mean: Array | None = None,
-    running_var: Array | None = None,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    *,
-    eps: float,
-) -> tuple[Array, Any]:
+def batch_norm_by_folding(x: Array, *, eps: float, **given: Array) -> tuple[Array, Any]:
     """out = x s + t with s = r weight and t = bias - m s, in evaluation; in training as every normalization."""
-    out, cache = batch_norm_forward(x, running_mean, running_var, weight, bias, eps=eps, normalize=by_folding)
-    if running_mean is None or running_var is None:
+    out, cache = batch_norm_forward(x, **given, eps=eps, normalize=by_folding)
+    if "running_mean" not in given:
         return out, cache
-    scale = 1.0 / np.sqrt(running_var + eps) * (1.0 if weight is None else weight)
-    shift = (0.0 if bias is None else bias) - running_mean * scale
+    scale = 1.0 / np.sqrt(given["running_var"] + eps) * given.get("weight", 1.0)
+    shift = given.get("bias", 0.0) - given["running_mean"] * scale
     return x * along_channels(scale, x.ndim) + along_channels(shift, x.ndim), cache
 
 
@@ -195,21 +182,18 @@ def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdim
     return positive_part(total / (count - ddof)).reshape(out.shape), cache
 
 
-def weight_norm_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """ddirection = dweight (m / |v|) - u ((dweight . u) m / |v|), each term rounded at its own size."""
-    _, unit, magnitude, size = cache
-    gradients = weight_norm_backward(dout, cache)
-    dweight = linear_backward(dout, cache[0])["weight"]
-    share = magnitude / size
-    return gradients | {"direction": dweight * share - unit * ((dweight * unit).sum(axis=1, keepdims=True) * share)}
-
-
 # The norm by powers of x as it is, which leave the range long before the norm does.
 
 
-def _root(powers: Array, p: float) -> Array:
-    """powers^(1/p): where 1/p is rounded, the result errs by the logarithm of the powers times as much."""
-    return np.sqrt(powers) if p == 2.0 else powers ** (np.ones_like(powers) / p)
+def _root(sizes: Array, p: float, axis: Any) -> Array:
+    """(sum sizes^p)^(1/p), NaN where powers vanish and sizes do not: all digits are lost, and an error has no bound.
+
+    Where 1/p is rounded, the result errs by the logarithm of the sum times as much.
+    """
+    powers = (sizes**p).sum(axis=axis, keepdims=True)
+    vanished = (powers == 0) & (sizes != 0).any(axis=axis, keepdims=True)
+    root = np.sqrt(powers) if p == 2.0 else powers ** (np.ones_like(powers) / p)
+    return np.where(vanished, np.nan, root)
 
 
 def reduce_norm_by_powers(x: Array, *, p: float, axes: tuple[int, ...], keepdims: bool, **kinks: float) -> Any:
@@ -217,7 +201,7 @@ def reduce_norm_by_powers(x: Array, *, p: float, axes: tuple[int, ...], keepdims
     if p in (1.0, math.inf):
         return reduce_norm_forward(x, p=p, axes=axes, keepdims=keepdims, **kinks)
     sizes = magnitude(x)
-    root = _root((sizes**p).sum(axis=axes, keepdims=True), p)
+    root = _root(sizes, p, axes)
     return squeezed(root, located(x, axes), keepdims), (p, x * sizes ** (p - 2.0), (root, located(x, axes)))
 
 
@@ -227,7 +211,7 @@ def lp_pool_by_powers(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: 
         return lp_pool_forward(x, p=p, kernel=kernel, stride=stride, ceil_mode=ceil_mode)
     windows = sliding(x.shape[2:], kernel, stride, ceil_mode=ceil_mode)
     met = gather(x, windows, 0.0)
-    root = _root((met**p).sum(axis=-1, keepdims=True), p)
+    root = _root(met, p, -1)
     slope = (met / np.where(root == 0, 1.0, root)) ** (p - 1)
     return root[..., 0], (slope, windows, x.shape)
 
@@ -290,21 +274,6 @@ def tanhshrink_by_quotient_backward(dout: Array, tanh: Array) -> Gradients:
     return {"x": dout - dout * (1.0 - tanh * tanh)}
 
 
-# A ramp that is cut off once it is computed.
-
-
-def sparse_sigmoid_by_clipping(x: Array, *, at_low: float = 0.0, at_high: float = 1.0) -> tuple[Array, Any]:
-    """f(x) = (x + 1) / 2, cut off at 0 and 1: rounding may move numbers that are near to an end across it."""
-    ramp = 0.5 * (x + 1.0)
-    return clamp(ramp, 0.0, 1.0), (ramp, (at_low, at_high))
-
-
-def sparse_sigmoid_by_clipping_backward(dout: Array, cache: tuple[Array, tuple[float, float]]) -> Gradients:
-    """f'(x) = 1/2 where the ramp is between 0 and 1."""
-    ramp, weights = cache
-    return {"x": dout * between(ramp, 0.0, 1.0, (0.0, 0.5, 0.0), weights)}
-
-
 # The logistic function from the logarithm 1 + exp(x) of the loss, and the target's term by itself.
 
 
@@ -352,8 +321,6 @@ EXP_LESS_ONE = "exp(x) - 1"
 DIFFERENCE = "logaddexp(e, -e) - log(2)"
 POWERS = "(sum |x|^p)^(1/p)"
 QUOTIENT = "x - tanh(x) with a quotient for tanh(x), 1 - (1 - tanh(x)^2)"
-IN_TERMS = "dweight m / |v| - u (dweight . u) m / |v|"
-CLIPPED = "(x + 1) / 2 cut off at 0 and 1"
 LOGITS = "g exp(x - log(1 + exp(x))) - g target"
 BY_TANH = "(1 + tanh(x / 2)) / 2"
 
@@ -390,8 +357,6 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward), in_order=True),),
     "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_backward), one_sided=True),),
     "lp_pool": (Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),),
-    "weight_norm": (Algorithm(IN_TERMS, (weight_norm_forward, weight_norm_in_terms)),),
-    "sparse_sigmoid": (Algorithm(CLIPPED, (sparse_sigmoid_by_clipping, sparse_sigmoid_by_clipping_backward)),),
     "bce_with_logits": (Algorithm(LOGITS, (bce_with_logits_forward, bce_with_logits_in_terms)),),
     "multilabel_soft_margin": (Algorithm(LOGITS, (multilabel_soft_margin_forward, multilabel_soft_margin_in_terms)),),
     "elu": (Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),),

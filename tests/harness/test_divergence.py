@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -672,7 +673,8 @@ class Spoiling(NumpyReference):
     def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
         exact = {n: v.astype(float) if v.dtype.kind != "i" else v for n, v in values.items()}
         forward = super().forward(network, exact, "float64")
-        return Forward({n: a.astype(dtype) for n, a in forward.outputs.items()}, forward.tape)
+        with np.errstate(all="ignore"):
+            return Forward({n: a.astype(dtype) for n, a in forward.outputs.items()}, forward.tape)
 
     def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
         with np.errstate(all="ignore"):
@@ -684,21 +686,52 @@ def nothing_but_nan(gradient: Array) -> Array:
     return np.full_like(gradient, np.nan)
 
 
+NONE = {"reduction": "none"}
+
 OVERFLOWING = [
-    ("layer_norm", "x", {"x": [[0.013, -0.014, 0.004]]}, {"x": [[1.0, 2.0, 4.0]]}, 1.0, 1.0),
-    ("layer_norm", "x", {"x": [[1.0, 2.0, 4.0]]}, {"x": [[1.0, 2.0, 4.0]]}, 1000.0, 1.0),
-    ("weight_norm", "direction", {"x": [1.0, -0.5], "direction": 4.0}, {"x": [1.0, -0.5]}, 1000.0, 1.0),
+    ("jax", "layer_norm", {}, "x", {"x": [[0.013, -0.014, 0.004]]}, {"x": [[1.0, 2.0, 4.0]]}, 1.0, 1.0),
+    ("jax", "layer_norm", {}, "x", {"x": [[1.0, 2.0, 4.0]]}, {"x": [[1.0, 2.0, 4.0]]}, 1000.0, 1.0),
+    (
+        *("jax", "weight_norm", {"features": 3}, "direction"),
+        *({"x": [1.0, -0.5], "direction": 4.0}, {"x": [1.0, -0.5]}, 1000.0, 1.0),
+    ),
+    *(
+        (name, "mse", NONE, argument, {**here, argument: 40000.0}, {**here, argument: 100.0}, 0.1, 0.1)
+        for name in ("torch", "jax")
+        for argument, here in (("x", {"target": 0.0}), ("target", {"x": 0.0}))
+    ),
+    *(
+        (
+            "jax",
+            "lp_pool",
+            {"p": p, "kernel": 2, "stride": 1},
+            "x",
+            {"x": [[[800.0, 600.0]]]},
+            {"x": [[[0.8, 0.6]]]},
+            300.0,
+            300.0,
+        )
+        for p in (2, 3)
+    ),
 ]
-"""Layer, argument, numbers at which its float16 gradient may overflow in JAX, numbers at which it may not, and what the
-cotangent is multiplied by in either case."""
+"""Framework, layer, options, argument, numbers at which its float16 gradient may overflow, numbers at which it may not,
+and what the cotangent is multiplied by in either case."""
+
+VERSIONS = {"torch": "2.13.0", "jax": "0.10.2"}
 
 
-@pytest.mark.parametrize(("layer", "argument", "there", "elsewhere", "scale", "other"), OVERFLOWING)
+@pytest.mark.parametrize(("name", "layer", "options", "argument", "there", "elsewhere", "scale", "other"), OVERFLOWING)
 def test_an_overflow_on_the_way_excuses_what_is_not_finite_where_it_can_occur(
-    layer: str, argument: str, there: Mapping[str, Any], elsewhere: Mapping[str, Any], scale: float, other: float
+    name: str,
+    layer: str,
+    options: Options,
+    argument: str,
+    there: Mapping[str, Any],
+    elsewhere: Mapping[str, Any],
+    scale: float,
+    other: float,
 ) -> None:
-    entries = tuple(each for each in built_in("jax") if each.layer == layer and each.applies("0.10.2", "float16"))
-    options = {"features": 3} if layer == "weight_norm" else {}
+    entries = tuple(e for e in built_in(name) if e.layer == layer and e.applies(VERSIONS[name], "float16"))
 
     def found(spoil: Callable[[Array], Array], numbers: Mapping[str, Any], factor: float) -> Examination:
         case = one_node(LAYERS[layer], options, numbers, "float16")
@@ -713,3 +746,30 @@ def test_an_overflow_on_the_way_excuses_what_is_not_finite_where_it_can_occur(
     ):
         assert not found(spoil, numbers, factor).agrees
         assert not found(spoil, numbers, factor).known
+
+
+@pytest.mark.parametrize(
+    ("dtype", "there", "elsewhere"),
+    [
+        ("float32", [1e-25, 1e18, 1e-25, 1e18], [0.5, 2.0, 3.0, 1.0]),
+        ("float64", [1e-170, 1e120] * 2, [0.5, 2.0, 3.0, 1.0]),
+    ],
+)
+def test_a_vanishing_product_excuses_no_more_than_the_number(
+    dtype: str, there: Sequence[float], elsewhere: Sequence[float]
+) -> None:
+    entries = tuple(e for e in built_in("torch") if e.layer == "reduce_prod" and e.applies("2.13.0", dtype))
+    forward, backward = LAYERS["reduce_prod"].forward, LAYERS["reduce_prod"].backward
+
+    def found(factor: float, numbers: Sequence[float]) -> Examination:
+        def spoilt(x: Array, **options: Any) -> tuple[Array, Any]:
+            out, cache = forward(x, **options)
+            return out * out.dtype.type(factor), cache
+
+        case = one_node(LAYERS["reduce_prod"], {}, {"x": numbers}, dtype)
+        return examine(Subject(NumpyReference(rows={"reduce_prod": (spoilt, backward)}), {}, entries), case)
+
+    assert found(0.0, there).known
+    for factor, numbers in ((0.0, elsewhere), (3.0, there), (-1.5, there), (math.nan, there)):
+        assert not found(factor, numbers).agrees
+        assert not found(factor, numbers).known
