@@ -1,7 +1,7 @@
 """Does a tensor satisfy its equation, to within the rounding that the dtype explains?
 
 The error of an element is counted in noise units: what is left of it beyond the rounding of the result to the dtype,
-over (floor of the element + mean floor of its tensor + one rounding in the arithmetic's own dtype).
+over (floor of the element + median floor of its tensor + one rounding in the arithmetic's own dtype).
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ class _Comparison:
         coarsest = max(classes, key=[*ARITHMETICS.values()].index).operations(self.dtype)
         allowed = 0.0 if coarsest == self.dtype else self.rounding
         with np.errstate(all="ignore"):
-            mean = _mean(floor.spread[verified]) if verified.any() else 0.0
-            units = np.maximum(self.error - allowed, 0.0) / (floor.spread + mean + self._one_rounding(coarsest))
+            common = _lower_median(floor.spread[verified])
+            units = np.maximum(self.error - allowed, 0.0) / (floor.spread + common + self._one_rounding(coarsest))
         return np.where(np.isnan(units), np.inf, units)
 
     def _told(
@@ -236,7 +236,6 @@ def _alike(got: np.ndarray, expected: np.ndarray, info: Any) -> np.ndarray:
     return np.asarray((got == expected) | (np.isnan(got) & np.isnan(expected)) | beyond)
 
 
-def _mean(sizes: np.ndarray) -> float:
-    """The mean of numbers of at least 0, whose sum may be beyond the range of float64."""
-    peak = float(sizes.max())
-    return peak * float((sizes / peak).mean()) if peak > 0.0 else 0.0
+def _lower_median(spread: np.ndarray) -> float:
+    """The middle one of the numbers, of two the lower: a few that are large move it nowhere."""
+    return float(np.partition(spread, (spread.size - 1) // 2)[(spread.size - 1) // 2]) if spread.size else 0.0

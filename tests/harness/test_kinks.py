@@ -329,3 +329,17 @@ def test_the_report_of_a_check_holds_every_convention() -> None:
     report: Report = check([NumpyReference()], networks=1, seed=1, failures=None)
     every = {layer.name: {kink.name: kink.default for kink in layer.kinks} for layer, _ in KINKS}
     assert report.to_json()["conventions"] == {"reference": dict.fromkeys(DTYPES, every)}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_kink_excuses_nothing_beside_it(dtype: str) -> None:
+    """At x = 1 rounding may take the whole gradient away; the others' are certain."""
+    layer = LAYERS["hinge"]
+
+    def too_large(dout: Any, cache: Any) -> dict[str, Any]:
+        return {name: 1.5 * gradient for name, gradient in layer.backward(dout, cache).items()}
+
+    x = [1.0, 0.5, 0.3, -1.0]
+    case = one_node(layer, {"reduction": "mean"}, {"x": x, "target": [1.0] * 4}, dtype)
+    found = examine(Subject(NumpyReference(rows={"hinge": (layer.forward, too_large)}), {}), case)
+    assert "gradient:x" in {check.key for check in found.wrong}

@@ -144,7 +144,7 @@ def test_headline_of_agreement() -> None:
 
 def test_headline_of_a_wrong_gradient() -> None:
     assert headline_of(fault("relu_derivative_left_out"), gated()) == (
-        "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (N noise units)"
+        "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (inf noise units)"
     )
 
 
@@ -229,7 +229,7 @@ def test_headline_of_a_gradient_that_nobody_asked_for() -> None:
 
 def test_diff_of_a_wrong_gradient() -> None:
     assert settled(diff_of(fault("relu_derivative_left_out"), gated(), "some/spec.json")) == [
-        "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (N noise units)",
+        "reference float64: relu (node h) is wrong: d x at [1, 0]: expected 0, got 6 (inf noise units)",
         "likely mistake in relu (node h): equals the cotangent as it came: check that the layer's derivative is "
         "multiplied in",
         "network: x[2,2] -> relu -> multiply(y[2,2])",
@@ -238,7 +238,7 @@ def test_diff_of_a_wrong_gradient() -> None:
         "out multiply d out [2, 2] 0.00e+00 [0, 0] 1 1 0 agrees",
         "out multiply d h [2, 2] 0.00e+00 [0, 0] 0.5 0.5 0 agrees",
         "out multiply d y [2, 2] 0.00e+00 [0, 0] 1 1 0 agrees",
-        "h relu d x [2, 2] 6.00e+00 [1, 0] 0 6 N WRONG HERE",
+        "h relu d x [2, 2] 6.00e+00 [1, 0] 0 6 inf WRONG HERE",
         f"reference {VERSION}, float64, numbers given",
         "replay: gradproof replay some/spec.json --adapter reference",
     ]
@@ -408,7 +408,7 @@ def test_headline_of_a_known_divergence() -> None:
     subject = Subject(fault("relu_derivative_left_out"), {}, (known_divergence(),))
     found = examine(subject, gated())
     assert settled(headline(found)) == [
-        "reference float64: relu (node h) diverges as known: d x at [1, 0]: expected 0, got 6 (N noise units)"
+        "reference float64: relu (node h) diverges as known: d x at [1, 0]: expected 0, got 6 (inf noise units)"
     ]
     report = Report(0, ("float64",), {"reference": "1"}, {"reference": "reference"})
     assert diff_text(found, report, None).splitlines()[7].endswith(" known divergence")
