@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize(("layer", "algorithm"), PAIRS, ids=[f"{layer}: {e
 
 RARE = (
     *("scaled_dot_product_attention", "multi_head_attention", "batch_norm", "group_norm", "instance_norm"),
-    *("reduce_norm", "lp_pool"),
+    *("reduce_norm", "lp_pool", "bce_with_logits", "multilabel_soft_margin"),
 )
 """Layers whose algorithms lose digits in few of the drawn networks."""
 
@@ -82,6 +82,16 @@ def test_a_norm_by_plain_powers_is_named_where_they_are_far_from_1(layer: str, o
     numbers = size * np.array([3.0, 4.0, 5.0])
     x = numbers if layer == "reduce_norm" else numbers[None, None]
     case = one_node(LAYERS[layer], options, {"x": x.tolist()}, "float64")
+    found = examine(Subject(NumpyReference(rows={layer: algorithm.row}), {}), case)
+    assert found.agrees
+    assert {(layer, algorithm.name)} == set(found.accuracy)
+
+
+@pytest.mark.parametrize("layer", ["bce_with_logits", "multilabel_soft_margin"])
+def test_a_logistic_function_from_its_logarithm_is_named_where_it_is_far_from_0(layer: str) -> None:
+    (algorithm,) = ALGORITHMS[layer]
+    x = [[11.338336777587301, 8.614882909803711, 1.8814765092304908]]
+    case = one_node(LAYERS[layer], {"reduction": "sum"}, {"x": x, "target": [[1.0] * 3]}, "float32")
     found = examine(Subject(NumpyReference(rows={layer: algorithm.row}), {}), case)
     assert found.agrees
     assert {(layer, algorithm.name)} == set(found.accuracy)
