@@ -398,7 +398,7 @@ ROWS: dict[str, Row] = {
     "prelu": F.prelu,
     "rrelu": F.rrelu,
     "sparse_plus": Composed(_sparse_plus),
-    "sparse_sigmoid": Composed(lambda x: torch.clamp(0.5 * (x + 1.0), 0.0, 1.0)),
+    "sparse_sigmoid": Composed(lambda x: 0.5 * (torch.clamp(x, -1.0, 1.0) + 1.0)),
     "abs": torch.abs,
     "clip": lambda x, low, high: torch.clamp(x, low, high),
     "exp": torch.exp,

@@ -8,7 +8,7 @@ the given inputs and the given cotangent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -111,21 +111,23 @@ class Equation:
         return all(bool(np.isfinite(array).all()) for array in given)
 
     def samples(
-        self, count: int, arithmetic: Arithmetic, algorithm: Algorithm | None = None, as_given: bool = False
+        self,
+        count: int,
+        arithmetic: Arithmetic,
+        algorithm: Algorithm | None = None,
+        held: Collection[str] = ("value", "gradient"),
     ) -> Sequence[Any]:
         """The value and the terms of `count` runs whose arithmetic rounds, those of another algorithm where given.
 
-        as_given: on the numbers that the adapter gave, whatever it may have held.
+        held: the roles of the tensors that are taken as the adapter may have held them; the others as it gave them.
         """
-        held = None if as_given else self._held
-        key = (arithmetic.name, algorithm.name if algorithm else None, held)
-        made = self._samples.setdefault(key, [])
+        made = self._samples.setdefault((arithmetic.name, algorithm.name if algorithm else None, *held), [])
         while len(made) < count:
             made.append(self._sample(len(made), arithmetic, algorithm, held))
         return made[:count]
 
     def _sample(
-        self, index: int, arithmetic: Arithmetic, algorithm: Algorithm | None, held: Held | None
+        self, index: int, arithmetic: Arithmetic, algorithm: Algorithm | None, held: Collection[str]
     ) -> tuple[Array, Terms]:
         generator = np.random.default_rng((index, self._number, self._dtype.itemsize))
         in_order = algorithm is not None and algorithm.in_order
@@ -135,7 +137,7 @@ class Equation:
         coarse = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
 
         def given(key: str, array: Array) -> Array:
-            other = held(key, index) if held else None
+            other = self._held(key, index) if self._held and key.partition(":")[0] in held else None
             return observe(rounding.flushed(array if other is None else coarse(other)), rounding)
 
         reads = {
@@ -192,11 +194,19 @@ class Statement:
         return Floor(np.where(lost, 0.0, spread), lost)
 
     def held(self, given: Array, run: int) -> Array:
-        """What may have stood in place of the given numbers where all operations rounded otherwise, in one run."""
-        sampled = self._sum([equation.samples(run + 1, EVERY, as_given=True)[run] for equation, _ in self.parts])
+        """What may have stood in place of the given numbers where all operations rounded otherwise, in one run.
+
+        Where its equation rounds nothing, as a reshape's, what it reads may have been held otherwise.
+        """
+        sampled = self._sampled(run, held=())
+        if np.array_equal(sampled, self.expected, equal_nan=True):
+            sampled = self._sampled(run, held=(self.key.partition(":")[0],))
         with np.errstate(all="ignore"):
             moved = given + (sampled - self.expected)
         return np.where(np.isfinite(moved), moved, given)
+
+    def _sampled(self, run: int, held: Collection[str]) -> Array:
+        return self._sum([equation.samples(run + 1, EVERY, held=held)[run] for equation, _ in self.parts])
 
     def _sum(self, runs: Sequence[tuple[Array, Terms]]) -> Array:
         """The tensor of one run, given the value and the terms of every part."""

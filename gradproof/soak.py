@@ -253,7 +253,9 @@ def _alarms(run: Run) -> Iterator[str]:
     """One line for each examination that disagrees unexplained."""
     for examination, spec in run.report.examinations:
         layers = ", ".join(culprit.node.layer.name for culprit in examination.culprits) or "composition"
-        yield f"{examination.adapter} {examination.case.dtype}: {layers}: {spec or examination.case.network}"
+        kinds = ", ".join(dict.fromkeys(str(check.kind) for check in examination.wrong))
+        where = spec or examination.case.network
+        yield f"{examination.adapter} {examination.case.dtype}: {layers}: {kinds}: {where}"
 
 
 def examine_chunk(chunk: int, count: int) -> Outcome:

@@ -27,6 +27,8 @@ from gradproof.reference.classification import (
     bce_with_logits_forward,
     cross_entropy_backward,
     cross_entropy_forward,
+    sigmoid_focal_backward,
+    sigmoid_focal_forward,
 )
 from gradproof.reference.common import (
     Array,
@@ -37,6 +39,7 @@ from gradproof.reference.common import (
     reduce_loss,
     spread_cotangent,
 )
+from gradproof.reference.linear import linear_backward, linear_forward
 from gradproof.reference.margins import multilabel_soft_margin_backward, multilabel_soft_margin_forward
 from gradproof.reference.normalization import (
     Axes,
@@ -92,32 +95,40 @@ class Algorithm:
 # The softmax made again from the logarithm of the sum of exponentials.
 
 
-def _logsumexp(x: Array, axis: Any) -> Array:
-    return logsumexp_forward(x, axis=axis, keepdims=True)[0]
+def _less_logsumexp(x: Array, axis: Any) -> Array:
+    """x - log(sum exp(x)), the logarithm rounded at the size of the largest x.
+
+    That x is a number of the dtype, so that rounding to the nearest one moves the logarithm by no more than its
+    distance from it: probabilities of n classes are at most n times too large or too small.
+    """
+    peak = x.real.max(axis=axis, keepdims=True)
+    distance = np.log(np.exp(x - peak).sum(axis=axis, keepdims=True))
+    rounded = (peak + distance) - peak
+    return (x - peak) - np.minimum(np.maximum(rounded, 0.0), 2.0 * distance)
 
 
 def log_softmax_from_sum(x: Array, *, axis: int) -> tuple[Array, Any]:
     """f = x - log(sum exp(x)): the logarithm is rounded at the size of the largest x."""
-    out = x - _logsumexp(x, axis)
+    out = _less_logsumexp(x, axis)
     return out, (out, axis)
 
 
 def softmax_from_sum(x: Array, *, axis: int) -> tuple[Array, Any]:
     """s = exp(x - log(sum exp(x)))."""
-    out = np.exp(x - _logsumexp(x, axis))
+    out = np.exp(_less_logsumexp(x, axis))
     return out, (out, axis)
 
 
 def logsumexp_keeping_out(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Array, Any]:
     """dx = dout exp(x - out), from the stored out."""
     out, (_, *rest) = logsumexp_forward(x, axis=axis, keepdims=keepdims)
-    return out, (np.exp(x - _logsumexp(x, axis)), *rest)
+    return out, (np.exp(_less_logsumexp(x, axis)), *rest)
 
 
 def cross_entropy_from_sum(x: Array, target: Array, weight: Array | None = None, **options: Any) -> tuple[Array, Any]:
     """The logarithms of the probabilities are x - log(sum exp(x)), as most fused kernels have them."""
     out, (log_probabilities, *rest) = cross_entropy_forward(x, target, weight, **options)
-    again = x - _logsumexp(x, -1)
+    again = _less_logsumexp(x, -1)
     moved = again - log_probabilities  # what rounding at the size of the largest x makes of them
     return out + _moved_loss(moved, rest, out), (again, *rest)
 
@@ -167,10 +178,26 @@ def batch_norm_by_folding(x: Array, *, eps: float, **given: Array) -> tuple[Arra
     return x * along_channels(scale, x.ndim) + along_channels(shift, x.ndim), cache
 
 
-def _normalizations(forward: Callable[..., tuple[Array, Any]], backward: Callable[..., Any]) -> tuple[Algorithm, ...]:
-    ways = {FOLDED: by_folding, MOMENTS: by_moments}
-    rows = {name: (partial(forward, normalize=way), backward) for name, way in ways.items()}
-    return tuple(Algorithm(name, row, in_order=name == MOMENTS) for name, row in rows.items())
+def through_variance(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
+    """dx = (g r + 2 c dv / n) less its mean, with c = z / r and dv = -1/2 r^3 sum(g c).
+
+    For large x, r^3 leaves the range long before dx does.
+    """
+    centred = normalized / reciprocal
+    count = math.prod(centred.shape[axis] for axis in over)
+    dvariance = -0.5 * reciprocal**3 * (g * centred).sum(axis=over, keepdims=True)
+    dcentred = g * reciprocal + centred * (2.0 / count * dvariance)
+    return dcentred - dcentred.mean(axis=over, keepdims=True)
+
+
+def _normalizations(
+    forward: Callable[..., tuple[Array, Any]], backward: Callable[..., Any], folded: Row | None = None
+) -> tuple[Algorithm, ...]:
+    return (
+        Algorithm(FOLDED, folded or (partial(forward, normalize=by_folding), backward)),
+        Algorithm(MOMENTS, (partial(forward, normalize=by_moments), backward), in_order=True),
+        Algorithm(VARIANCE, (forward, partial(backward, step=through_variance))),
+    )
 
 
 def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Any]:
@@ -180,6 +207,29 @@ def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdim
     mean = x.mean(axis=axes, keepdims=True)
     total = (x * x).sum(axis=axes, keepdims=True) - count * mean * mean
     return positive_part(total / (count - ddof)).reshape(out.shape), cache
+
+
+# The direction's length as it stands in its derivative, whose terms leave the range long before the gradient does.
+
+
+def weight_norm_by_rsqrt(x: Array, direction: Array, magnitude: Array, bias: Array | None = None) -> tuple[Array, Any]:
+    """weight = magnitude direction r, r = 1 / sqrt(s), s = direction . direction."""
+    square = (direction * direction).sum(axis=1, keepdims=True)
+    reciprocal = 1.0 / np.sqrt(square)
+    out, linear = linear_forward(x, magnitude[:, None] * (direction * reciprocal), bias)
+    return out, (linear, direction, magnitude[:, None], reciprocal, square)
+
+
+def weight_norm_by_rsqrt_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dr = dunit . direction, ds = -dr r / (2 s), ddirection = dunit r + 2 direction ds, dunit = dweight magnitude."""
+    linear, direction, magnitude, reciprocal, square = cache
+    gradients = linear_backward(dout, linear)
+    dweight = gradients.pop("weight")
+    dunit = dweight * magnitude
+    dsquare = (dunit * direction).sum(axis=1, keepdims=True) * (-0.5 * reciprocal / square)
+    ddirection = dunit * reciprocal + 2.0 * direction * dsquare
+    dmagnitude = (dweight * (direction * reciprocal)).sum(axis=1)
+    return gradients | {"direction": ddirection, "magnitude": dmagnitude}
 
 
 # The norm by powers of x as it is, which leave the range long before the norm does.
@@ -294,6 +344,20 @@ def multilabel_soft_margin_in_terms(dout: Array, cache: tuple[Any, ...]) -> Grad
     return multilabel_soft_margin_backward(dout, cache) | {"x": dx}
 
 
+# The focal loss with the derivatives of s(x) and s(-x) from their values.
+
+
+def sigmoid_focal_from_values(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = g b (gamma u^(gamma - 1) c u' + u^gamma (s(x) - target)), u' from s (1 - s), which loses digits near 1."""
+    x, _, decay, distance, wrong, entropy, _, balance, _, gamma, reduction = cache
+    g, side = spread_cotangent(dout, x.shape, reduction) * balance, np.where(x < 0, -1.0, 1.0)
+    u, large, small = wrong / (1.0 + decay), 1.0 / (1.0 + decay), decay / (1.0 + decay)
+    slope = side * (distance * (large * (1.0 - large)) - (1.0 - distance) * (small * (1.0 - small)))
+    steep = np.where(u == 0, 0.0, gamma * np.where(u == 0, 1.0, u) ** (gamma - 1.0))
+    dx = g * (steep * entropy * slope + u**gamma * (side * (distance - small)))
+    return sigmoid_focal_backward(dout, cache) | {"x": dx}
+
+
 # The logistic function by tanh.
 
 
@@ -315,10 +379,13 @@ def silu_by_tanh(x: Array) -> tuple[Array, Any]:
 
 FROM_SUM = "exp(x - logsumexp(x))"
 MOMENTS = "mean(x^2) - mean(x)^2"
+VARIANCE = "g r - (x - m) r^3 sum(g (x - m)) / n"
 FOLDED = "x r - mean(x) r"
 OUTPUT_ROWS = "row sums of dO * O"
 EXP_LESS_ONE = "exp(x) - 1"
 DIFFERENCE = "logaddexp(e, -e) - log(2)"
+FROM_VALUES = "s (1 - s) of s(x) and s(-x)"
+BY_RSQRT = "v / sqrt(v . v), derived term by term"
 POWERS = "(sum |x|^p)^(1/p)"
 QUOTIENT = "x - tanh(x) with a quotient for tanh(x), 1 - (1 - tanh(x)^2)"
 LOGITS = "g exp(x - log(1 + exp(x))) - g target"
@@ -348,15 +415,16 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
         ),
     ),
     "layer_norm": _normalizations(layer_norm_forward, layer_norm_backward),
-    "batch_norm": (
-        Algorithm(FOLDED, (batch_norm_by_folding, batch_norm_backward)),
-        Algorithm(MOMENTS, (partial(batch_norm_forward, normalize=by_moments), batch_norm_backward), in_order=True),
+    "batch_norm": _normalizations(
+        batch_norm_forward, batch_norm_backward, (batch_norm_by_folding, batch_norm_backward)
     ),
     "group_norm": _normalizations(group_norm_forward, group_norm_backward),
     "instance_norm": _normalizations(instance_norm_forward, group_norm_backward),
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward), in_order=True),),
     "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_backward), one_sided=True),),
     "lp_pool": (Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),),
+    "sigmoid_focal": (Algorithm(FROM_VALUES, (sigmoid_focal_forward, sigmoid_focal_from_values)),),
+    "weight_norm": (Algorithm(BY_RSQRT, (weight_norm_by_rsqrt, weight_norm_by_rsqrt_backward)),),
     "bce_with_logits": (Algorithm(LOGITS, (bce_with_logits_forward, bce_with_logits_in_terms)),),
     "multilabel_soft_margin": (Algorithm(LOGITS, (multilabel_soft_margin_forward, multilabel_soft_margin_in_terms)),),
     "elu": (Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),),

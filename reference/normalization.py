@@ -39,6 +39,9 @@ Axes = tuple[int, ...]
 Normalize = Callable[[Array, Axes, float], tuple[Array, Array]]
 """What gives z and r over some axes."""
 
+Step = Callable[[Array, Array, Array, Axes], Array]
+"""What gives dx from g, z and r, over some axes."""
+
 
 def standardized(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
     """z = (x - m) r and r, over some axes. The variance is that of the centred numbers, so that it keeps its digits."""
@@ -73,14 +76,14 @@ def layer_norm_forward(
     return (normalized if weight is None else normalized * weight + bias), cache
 
 
-def layer_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def layer_norm_backward(dout: Array, cache: tuple[Any, ...], *, step: Step = standardized_backward) -> Gradients:
     """dx = r (g - mean(g) - z mean(g z)), g = dout * weight, z = (x - m) r; dweight = sum dout z; dbias = sum dout.
 
     The means are over D, the sums over the leading axes.
     """
     normalized, reciprocal, weight, over = cache
     g = dout if weight is None else dout * weight
-    gradients = {"x": standardized_backward(g, normalized, reciprocal, over)}
+    gradients = {"x": step(g, normalized, reciprocal, over)}
     if weight is not None:
         gradients |= {"weight": unbroadcast(dout * normalized, weight.shape), "bias": unbroadcast(dout, weight.shape)}
     return gradients
@@ -151,11 +154,11 @@ def batch_norm_forward(
     return _affine(normalized, weight, bias), (normalized, reciprocal, weight, over)
 
 
-def batch_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def batch_norm_backward(dout: Array, cache: tuple[Any, ...], *, step: Step = standardized_backward) -> Gradients:
     """In training dx = r (g - mean(g) - z mean(g z)), in evaluation dx = r g."""
     normalized, reciprocal, weight, over = cache
     g, gradients = _affine_backward(dout, normalized, weight)
-    dx = standardized_backward(g, normalized, reciprocal, over) if over else reciprocal * g
+    dx = step(g, normalized, reciprocal, over) if over else reciprocal * g
     return {"x": dx} | gradients
 
 
@@ -178,12 +181,12 @@ def group_norm_forward(
     return _affine(normalized, weight, bias), (normalized, reciprocal, weight)
 
 
-def group_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def group_norm_backward(dout: Array, cache: tuple[Any, ...], *, step: Step = standardized_backward) -> Gradients:
     """dx = r (g - mean(g) - z mean(g z)), the means over each group."""
     normalized, reciprocal, weight = cache
     g, gradients = _affine_backward(dout, normalized, weight)
     grouped = (*reciprocal.shape[:2], -1)
-    dx = standardized_backward(g.reshape(grouped), normalized.reshape(grouped), reciprocal, (2,))
+    dx = step(g.reshape(grouped), normalized.reshape(grouped), reciprocal, (2,))
     return {"x": dx.reshape(dout.shape)} | gradients
 
 

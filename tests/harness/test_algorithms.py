@@ -15,7 +15,7 @@ from gradproof.examination import Examination, Subject, examine
 from gradproof.kinks import one_node
 from gradproof.layer import Layer, Options
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, Algorithm, algorithms_of, by_folding
+from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of, by_folding
 
 Array = np.ndarray[Any, Any]
 PAIRS = [(layer, algorithm) for layer, algorithms in ALGORITHMS.items() for algorithm in algorithms]
@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize(("layer", "algorithm"), PAIRS, ids=[f"{layer}: {e
 
 RARE = (
     *("scaled_dot_product_attention", "multi_head_attention", "batch_norm", "group_norm", "instance_norm"),
-    *("reduce_norm", "lp_pool", "bce_with_logits", "multilabel_soft_margin"),
+    *("reduce_norm", "lp_pool", "bce_with_logits", "multilabel_soft_margin", "sigmoid_focal", "weight_norm"),
 )
 """Layers whose algorithms lose digits in few of the drawn networks."""
 
@@ -41,7 +41,9 @@ def test_an_honest_algorithm_is_no_disagreement(layer: str, algorithm: Algorithm
     assert all(each.agrees for each in examined(layer, algorithm.row, 60))
 
 
-@pytest.mark.parametrize(("layer", "algorithm"), [p for p in PAIRS if p[0] not in RARE and p[1].name != FOLDED])
+@pytest.mark.parametrize(
+    ("layer", "algorithm"), [p for p in PAIRS if p[0] not in RARE and p[1].name not in (FOLDED, VARIANCE)]
+)
 def test_the_digits_that_it_loses_are_named_and_disagree_where_that_is_asked(layer: str, algorithm: Algorithm) -> None:
     named = {each for found in examined(layer, algorithm.row, 60) for each in found.accuracy}
     assert any(name == layer and algorithm.name in algorithms.split(" or ") for name, algorithms in named)
@@ -95,6 +97,51 @@ def test_a_logistic_function_from_its_logarithm_is_named_where_it_is_far_from_0(
     found = examine(Subject(NumpyReference(rows={layer: algorithm.row}), {}), case)
     assert found.agrees
     assert {(layer, algorithm.name)} == set(found.accuracy)
+
+
+LARGE = 1e14 * np.array([[[1.0, -2.0, 0.5], [3.0, 1.5, -1.0]], [[2.0, 1.0, -0.5], [-3.0, 0.5, 1.0]]])
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "options", "numbers", "dtype"),
+    [
+        ("sigmoid_focal", "s (1 - s)", {}, {"x": [-34.77, -35.2, -36.2], "target": 0.93}, "float64"),
+        (
+            "weight_norm",
+            "v / sqrt(v . v)",
+            {"features": 2},
+            {"x": [[0.3, 0.5]], "direction": 1e-12, "magnitude": 1e-28},
+            "float32",
+        ),
+        *(
+            (layer, VARIANCE, {"groups": 1} if layer == "group_norm" else {}, {"x": LARGE.tolist()}, "float32")
+            for layer in ("layer_norm", "batch_norm", "group_norm", "instance_norm")
+        ),
+    ],
+)
+def test_factors_that_lose_digits_far_from_1_are_named_there(
+    layer: str, name: str, options: Options, numbers: Any, dtype: str
+) -> None:
+    algorithm = next(each for each in ALGORITHMS[layer] if each.name.startswith(name))
+    case = one_node(LAYERS[layer], options, numbers, dtype)
+    found = examine(Subject(NumpyReference(rows={layer: algorithm.row}), {}), case)
+    assert found.agrees
+    assert {(layer, algorithm.name)} == set(found.accuracy)
+
+
+@pytest.mark.parametrize(("factor", "agrees"), [(1.0, True), (20.0, False), (np.nan, False)])
+def test_probabilities_from_a_rounded_logarithm_are_at_most_as_many_times_wrong_as_there_are_classes(
+    factor: float, agrees: bool
+) -> None:
+    """In float32 the logarithm of 2 exp(1e10) is rounded to 1e10, and exp(0) is twice what is right."""
+
+    def forward(x: Array, **options: Any) -> tuple[Array, Any]:
+        out, (_, *rest) = LAYERS["logsumexp"].forward(x, **options)
+        return out, (np.exp(x - out) * x.dtype.type(factor), *rest)
+
+    case = one_node(LAYERS["logsumexp"], {"axis": (0,), "keepdims": False}, {"x": [1e10, 1e10]}, "float32")
+    row = forward, LAYERS["logsumexp"].backward
+    assert examine(Subject(NumpyReference(rows={"logsumexp": row}), {}), case).agrees is agrees
 
 
 NEAR_ZERO = {"x": [1e-3, -2e-3, 1e-4]}
