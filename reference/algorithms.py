@@ -51,6 +51,8 @@ from gradproof.reference.normalization import (
     instance_norm_forward,
     layer_norm_backward,
     layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
 )
 from gradproof.reference.piecewise import (
     SELU_ALPHA,
@@ -178,15 +180,20 @@ def batch_norm_by_folding(x: Array, *, eps: float, **given: Array) -> tuple[Arra
     return x * along_channels(scale, x.ndim) + along_channels(shift, x.ndim), cache
 
 
-def through_variance(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
-    """dx = (g r + 2 c dv / n) less its mean, with c = z / r and dv = -1/2 r^3 sum(g c).
+def through_square(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
+    """dx = g r + 2 c dv / n, with c = z / r and dv = -1/2 r^3 sum(g c).
 
     For large x, r^3 leaves the range long before dx does.
     """
     centred = normalized / reciprocal
     count = math.prod(centred.shape[axis] for axis in over)
     dvariance = -0.5 * reciprocal**3 * (g * centred).sum(axis=over, keepdims=True)
-    dcentred = g * reciprocal + centred * (2.0 / count * dvariance)
+    return g * reciprocal + centred * (2.0 / count * dvariance)
+
+
+def through_variance(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
+    """The same less its mean, for the mean of x is subtracted beforehand."""
+    dcentred = through_square(g, normalized, reciprocal, over)
     return dcentred - dcentred.mean(axis=over, keepdims=True)
 
 
@@ -379,7 +386,7 @@ def silu_by_tanh(x: Array) -> tuple[Array, Any]:
 
 FROM_SUM = "exp(x - logsumexp(x))"
 MOMENTS = "mean(x^2) - mean(x)^2"
-VARIANCE = "g r - (x - m) r^3 sum(g (x - m)) / n"
+VARIANCE = "g r - c r^3 sum(g c) / n, c = x - m"
 FOLDED = "x r - mean(x) r"
 OUTPUT_ROWS = "row sums of dO * O"
 EXP_LESS_ONE = "exp(x) - 1"
@@ -415,6 +422,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
         ),
     ),
     "layer_norm": _normalizations(layer_norm_forward, layer_norm_backward),
+    "rms_norm": (Algorithm(VARIANCE, (rms_norm_forward, partial(rms_norm_backward, step=through_square))),),
     "batch_norm": _normalizations(
         batch_norm_forward, batch_norm_backward, (batch_norm_by_folding, batch_norm_backward)
     ),

@@ -100,11 +100,16 @@ def rms_norm_forward(x: Array, weight: Array | None = None, *, axes: int, eps: f
     return (normalized if weight is None else normalized * weight), (normalized, reciprocal, weight, over)
 
 
-def rms_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def scaled_backward(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
+    """dx = r (g - z mean(g z)): the mean of squares depends on every x with slope 2 x / n."""
+    return reciprocal * (g - normalized * (g * normalized).mean(axis=over, keepdims=True))
+
+
+def rms_norm_backward(dout: Array, cache: tuple[Any, ...], *, step: Step = scaled_backward) -> Gradients:
     """dx = r (g - z mean(g z)), g = dout * weight, z = x r; dweight = sum of dout z over the leading axes."""
     normalized, reciprocal, weight, over = cache
     g = dout if weight is None else dout * weight
-    gradients = {"x": reciprocal * (g - normalized * (g * normalized).mean(axis=over, keepdims=True))}
+    gradients = {"x": step(g, normalized, reciprocal, over)}
     return gradients | ({} if weight is None else {"weight": unbroadcast(dout * normalized, weight.shape)})
 
 
