@@ -85,7 +85,7 @@ def power_forward(x: Array, *, exponent: float) -> tuple[Array, tuple[Array, flo
 def power_backward(dout: Array, cache: tuple[Array, float]) -> Gradients:
     """f'(x) = exponent x^(exponent - 1)."""
     x, exponent = cache
-    return {"x": dout * exponent * x ** (exponent - 1.0)}
+    return {"x": dout * (exponent * x ** (exponent - 1.0))}
 
 
 def sin_forward(x: Array) -> tuple[Array, Array]:
