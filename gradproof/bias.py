@@ -7,8 +7,9 @@ of many relative errors tells: rounding errs to both sides, a factor to one.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from gradproof.arithmetic import Probe
 from gradproof.case import Case, redrawn
 from gradproof.dtypes import limits
 from gradproof.equations import Equations, Statement, usable
+from gradproof.network import Network, Node
 
 Array = np.ndarray[Any, Any]
 
@@ -41,6 +43,9 @@ BY_CHANCE = 2e-9
 
 FEWEST = 12
 """Tensors without which nothing is said."""
+
+OFTEN = 3
+"""Tensors of a layer in the networks, from which on more are asked for."""
 
 SLIGHT = 0.05
 """Roundings by which an error may be more than its result's rounding where a layer rounds its results alone."""
@@ -81,6 +86,16 @@ class Scale:
         self.elements += size
         self.errors += total
         self.squares = self.squares + np.array([size * size, size * total, total * total])
+
+    def less(self, other: Scale) -> Scale:
+        """These sums without some of the tensors."""
+        return replace(
+            self,
+            tensors=self.tensors - other.tensors,
+            elements=self.elements - other.elements,
+            errors=self.errors - other.errors,
+            squares=self.squares - other.squares,
+        )
 
     @property
     def excess(self) -> float:
@@ -170,11 +185,13 @@ class Evidence:
         for key in agreeing:
             if key in equations and len(equations[key].parts) == 1:
                 self._add(equations.case, equations[key], got.get(key))
-        for node in equations.case.network.nodes:
+        network = equations.case.network
+        for node in network.nodes:
             kept = self._alone.setdefault(node.layer.name, {})
-            own = equations.alone(node) if len(kept) < KEPT_SETTINGS else None
-            if own is not None:
-                kept.setdefault(_setting(own), own)
+            if len(kept) < KEPT_SETTINGS and _setting(network, node) not in kept:
+                own = equations.alone(node)
+                if own is not None:
+                    kept[_setting(network, node)] = own
 
     def _add(self, case: Case, statement: Statement, got: Any) -> None:
         ((equation, argument),) = statement.parts
@@ -186,30 +203,43 @@ class Evidence:
         place = (equation.node.layer.name, argument or "value")
         self.scales.setdefault(place, Scale()).add(errors, roundings)
         if len(case.network.nodes) == 1:
-            self._by_setting.setdefault(place, {}).setdefault(_setting(case), Scale()).add(errors, roundings)
+            by_setting = self._by_setting.setdefault(place, {})
+            by_setting.setdefault(_setting(case.network, equation.node), Scale()).add(errors, roundings)
         strength = float(errors.sum()) / math.sqrt(errors.size)
         best = self._shown.get((place, strength > 0.0))
         if best is None or abs(strength) > abs(best.strength):
             tensor = statement.key.partition(":")[2]
             self._shown[place, strength > 0.0] = _Shown(strength, case, equation.node.name, tensor)
 
-    def look_closer(self, probe: Probe) -> None:
-        """Run layers alone on ordinary numbers, until no factor that is looked for can hide."""
+    def look_closer(self, probe: Probe, looking: Callable[[str], None] = lambda layer: None) -> None:
+        """Run layers alone on ordinary numbers, until no factor that is looked for can hide.
+
+        looking: told which layer it is.
+        """
         for layer in sorted(self._alone):
             cases = list(self._alone[layer].values())
+            places = [each for each in self.scales if each[0] == layer and self.scales[each].tensors >= OFTEN]
+            looking(layer)
             for seed in range(MOST_RUNS if cases else 0):
-                if all(self._settled(place) for place in self.scales if place[0] == layer):
+                if all(self._settled(place) for place in places):
                     break
-                result = probe(redrawn(cases[seed % len(cases)], seed))
+                result = probe(redrawn(cases[seed // FEWEST % len(cases)], seed))
                 if result is not None:
                     equations, got = result
                     self.add(equations, got, [each.key for each in equations if each.finite and not each.open])
 
     def _settled(self, place: Place) -> bool:
-        scale = self.scales[place]
+        scale = self._telling(place)
         if scale.shows_a_factor(self._dtype):
-            return all(each.tensors >= FEWEST for each in self._by_setting.get(place, {}).values())
+            run = sum(each.tensors >= FEWEST for each in self._by_setting.get(place, {}).values())
+            return run >= len(self._alone[place[0]])
         return scale.excludes_one(self._dtype)
+
+    def _telling(self, place: Place) -> Scale:
+        """The sums of a place without the settings in which no factor can show."""
+        settings = self._by_setting.get(place, {}).values()
+        silent = (each for each in settings if each.tensors >= FEWEST and not each.tells)
+        return reduce(Scale.less, silent, self.scales[place])
 
     def _everywhere(self, place: Place) -> bool:
         """Whether the factor is all that is wrong, and the same with different options and shapes."""
@@ -226,8 +256,8 @@ class Evidence:
         honest factors; what is told of these layers is a factor that does not depend on options and shapes, and beside
         which they round their results alone.
         """
-        for place, scale in sorted(self.scales.items()):
-            layer, what = place
+        for place in sorted(self.scales):
+            (layer, what), scale = place, self._telling(place)
             if scale.shows_a_factor(self._dtype) and (layer not in coarse or self._everywhere(place)):
                 shown = self._shown[place, scale.excess > 0.0]
                 yield Bias(
@@ -242,9 +272,8 @@ class Evidence:
                 )
 
 
-def _setting(case: Case) -> Setting:
-    (node,) = case.network.nodes
-    return node.options, tuple(value.shape for _, value in sorted(case.values.items()))
+def _setting(network: Network, node: Node) -> Setting:
+    return node.options, tuple(network.shapes[source] for _, source in node.sources)
 
 
 def _relative_errors(statement: Statement, got: Array, dtype: str) -> tuple[Array, Array]:

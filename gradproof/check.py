@@ -133,7 +133,8 @@ class Report:
     networks: drawn, each examined with every adapter in every dtype.
     conventions: adapter -> dtype -> layer -> kink -> weight of the right-hand derivative.
     arithmetic: adapter -> dtype -> layer -> class of its arithmetic, of the layers that are not of the finest.
-    examinations: those that disagreed and are not known, for the per-layer diff. interrupted: ended by Ctrl-C.
+    biased: factors that only many networks show. examinations: those that disagreed and are not known, for the
+    per-layer diff. interrupted: ended by Ctrl-C.
     """
 
     seed: int
@@ -227,6 +228,7 @@ def check(
     strict: bool = False,
     arithmetic: str = "every",
     progress: Callable[[Report], None] = lambda report: None,
+    looking: Callable[[str], None] = lambda what: None,
 ) -> Report:
     """Examine every adapter on randomly drawn networks.
 
@@ -236,6 +238,7 @@ def check(
     where None. failures: where specs of disagreeing networks are written, None to write none. stop_at_first: end with
     the first network that disagrees. strict: let an honest algorithm that loses digits count as a disagreement.
     arithmetic: the coarsest class of arithmetic that is none. progress: called after every network.
+    looking: told the adapter, dtype and layer that is then run on more numbers, to tell a factor from chance.
 
     Raises UsageError for an unknown dtype, layer or architecture, AdapterError for an adapter that cannot be used.
     """
@@ -265,7 +268,7 @@ def check(
                     examine_one(drawn)
             else:
                 draw_each(examine_one, networks, run.report.seed, layers, max_nodes)
-        run.conclude()
+        run.conclude(looking)
     except _Enough:
         pass
     except KeyboardInterrupt:
@@ -385,13 +388,17 @@ class Run:
         if examination.equations is not None:
             evidence.add(examination.equations, examination.trace.got, agreeing)
 
-    def conclude(self) -> None:
-        """Look for factors that no single network shows, on more numbers where they are not out of the question."""
+    def conclude(self, looking: Callable[[str], None] = lambda what: None) -> None:
+        """Look for factors that no single network shows, on more numbers where they are not out of the question.
+
+        looking: told the adapter, dtype and layer that is looked at.
+        """
         for dtype, subjects in self._subjects.items():
             for subject in subjects:
                 evidence = self._evidence.get((subject.adapter.name, dtype))
                 if evidence is not None:
-                    evidence.look_closer(partial(probe, subject))
+                    where = f"{subject.adapter.name} {dtype}"
+                    evidence.look_closer(partial(probe, subject), lambda layer, at=where: looking(f"{at} {layer}"))
                     coarse = {name for name, each in subject.classes.by_layer(dtype).items() if each == EVERY.name}
                     for bias in evidence.biases(coarse):
                         self._record_bias(subject.adapter.name, dtype, bias)

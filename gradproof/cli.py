@@ -236,6 +236,7 @@ def _check(options: argparse.Namespace) -> int:
             strict=options.strict,
             arithmetic=options.arithmetic,
             progress=lambda so_far: advance(so_far.networks, _so_far(so_far)),
+            looking=lambda what: advance(options.networks, f"networks; {what} on more numbers"),
         )
     return _show(report, options.json, console)
 

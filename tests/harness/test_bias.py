@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 import pytest
 
 from gradproof.adapter import Forward
-from gradproof.bias import FEWEST, Evidence, Scale
-from gradproof.case import load_case, upcast
+from gradproof.bias import FEWEST, OFTEN, Evidence, Scale
+from gradproof.case import Case, load_case, redrawn, upcast
 from gradproof.check import Report, check
 from gradproof.dtypes import HALF, limits
 from gradproof.equations import Equations
+from gradproof.examination import Subject
 from gradproof.kinks import one_node
 from gradproof.layer import Layer, Options
 from gradproof.network import Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.report import biases
+from gradproof.running import run
 
 Array = np.ndarray[Any, Any]
 ROUNDING = 2.0**-9
@@ -187,3 +190,53 @@ def test_only_ordinary_numbers_of_about_the_right_size_are_taken() -> None:
     evidence.add(equations, got, ["value:identity"])
     assert evidence.scales["identity", "value"].elements == 1.0
     assert float(limits("bfloat16").smallest_normal) < 2e-38
+
+
+def test_what_is_looked_at_again_is_told() -> None:
+    told: list[str] = []
+    assert checked(Half(), "gelu", "bfloat16", failures=None, looking=told.append).agrees
+    assert "half bfloat16 gelu" in told
+
+
+@pytest.mark.parametrize(("often", "again"), [(OFTEN - 1, False), (OFTEN, True)])
+def test_a_layer_that_hardly_occurs_is_not_run_again(often: int, again: bool) -> None:
+    evidence, probed, subject = Evidence("bfloat16"), [], Subject(Half(), {})
+    for seed in range(often):
+        case = redrawn(one_node(LAYERS["gelu"], {}, 0.5, "bfloat16"), seed)
+        got = run(subject.adapter, case, 60.0).got
+        evidence.add(subject.equations(case, got), got, got.keys())
+    evidence.look_closer(probed.append)
+    assert bool(probed) is again
+
+
+def test_settings_are_run_one_after_another() -> None:
+    """A framework that compiles does so for each."""
+    evidence, subject, shapes = Evidence("bfloat16"), Subject(Half(), {}), []
+
+    def probe(case: Case) -> tuple[Equations, Mapping[str, Any]]:
+        shapes.append(case.cotangent.shape)
+        got = run(subject.adapter, case, 60.0).got
+        return subject.equations(case, got), got
+
+    for size in range(2, 2 + OFTEN):
+        equations, got = probe(one_node(LAYERS["gelu"], {}, 0.5, "bfloat16", (size,)))
+        evidence.add(equations, got, got.keys())
+    shapes.clear()
+    evidence.look_closer(probe)
+    assert len(shapes) > 3
+    assert set(shapes[:3]) == {(2,)}
+
+
+def test_settings_in_which_a_factor_cannot_show_do_not_dilute_it() -> None:
+    factor, silent = of_tensors(0.5 * ROUNDING, 100), Scale()
+    for _ in range(400):
+        silent.add(np.zeros(20), np.full(20, ROUNDING))
+    both = replace(
+        factor,
+        tensors=factor.tensors + silent.tensors,
+        elements=factor.elements + silent.elements,
+        squares=factor.squares + silent.squares,
+    )
+    assert both.excess == pytest.approx(0.2 * factor.excess)
+    assert both.less(silent).excess == factor.excess
+    assert both.less(silent).standard_error == pytest.approx(factor.standard_error)
