@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradproof.adapter import Forward
-from gradproof.arithmetic import FEWEST_PROBES, MOST_PROBES, Classes, Evidence, Probe
+from gradproof.arithmetic import FEWEST_PROBES, MOST_PROBES, PATIENT_PROBES, Classes, Evidence, Probe
 from gradproof.case import Case, jittered, redrawn, upcast
 from gradproof.dtypes import HALF, is_floating
 from gradproof.equations import EVERY, INSIDE, STORED, Arithmetic, Equations
@@ -485,3 +485,24 @@ def test_a_fault_that_shows_in_a_network_alone_is_no_class(dtype: str) -> None:
     found = examined(WrongInCompany("inside"), in_company("softmax", dtype))
     assert kinds(found) == {"gradient:before": "gradient"}
     assert {culprit.node.layer.name for culprit in found.culprits} == {"softmax"}
+
+
+# Patience.
+
+
+class Seldom(Half):
+    """Rounds every operation in one run of a hundred, and its results alone in the others."""
+
+    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
+        self.arithmetic = "every" if self.runs % 100 == 99 else "inside"
+        return super().forward(network, values, dtype)
+
+
+def test_a_class_that_shows_seldom_is_found_with_patience_and_looked_for_once() -> None:
+    adapter, classes, case = Seldom("inside"), Classes(), alone("softmax")
+    assert classes.of(case, probe(adapter)).name == "inside"
+    assert classes.patiently(case, probe(adapter)).name == "every"
+    runs = adapter.runs
+    assert 100 <= runs <= 2 * MOST_PROBES + PATIENT_PROBES
+    assert classes.patiently(case, probe(adapter)).name == "every"
+    assert adapter.runs == runs

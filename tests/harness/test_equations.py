@@ -429,3 +429,45 @@ def test_another_formula_has_a_floor_of_its_own() -> None:
     textbook, other = (statement.floor(8, {}, rows).spread[0] for rows in ({}, {"out": precise}))
     assert other < 1e-3 * textbook
     np.testing.assert_array_equal(statement.floor(8, {}).spread[0], textbook)
+
+
+# Fused programs.
+
+
+def chain(*layers: str) -> Case:
+    """x[6] through these layers."""
+    names = ["x", *(f"h{k}" for k in range(len(layers)))]
+    options = {"reshape": {"shape": (2, 3)}, "reduce_var": {"axes": (0,), "ddof": 1}}
+    nodes = [
+        node(name, layer, source, **options.get(layer, {}))  # type: ignore[arg-type]
+        for name, layer, source in zip(names[1:], layers, names, strict=False)
+    ]
+    network = Network((Input("x", (6,)),), tuple(nodes))
+    return Case(
+        network, "float32", {"x": normal(6).astype("float32")}, normal(*network.shapes[names[-1]]).astype("float32")
+    )
+
+
+def spread(of: Case, key: str, fused: bool) -> Array:
+    """How far rounding can move a tensor."""
+    equations = Equations(of, run(of), NumpyReference(), NumpyReference(), fused)
+    return equations[key].floor(8, {}).spread
+
+
+@pytest.mark.parametrize("layers", [("exp", "abs"), ("exp", "reshape", "abs"), ("exp", "reshape", "flatten", "abs")])
+def test_a_fused_program_may_go_on_with_another_value_than_it_gave(layers: tuple[str, ...]) -> None:
+    """That of abs is exact but for what it reads, which may have been rounded otherwise; through a reshape, too."""
+    last = f"value:h{len(layers) - 1}"
+    assert not spread(chain(*layers), last, fused=False).any()
+    assert spread(chain(*layers), last, fused=True).all()
+
+
+@pytest.mark.parametrize("layers", [("identity", "exp"), ("identity", "reshape", "exp")])
+def test_a_fused_program_may_go_on_with_another_gradient_than_it_gave(layers: tuple[str, ...]) -> None:
+    assert not spread(chain(*layers), "gradient:x", fused=False).any()
+    assert spread(chain(*layers), "gradient:x", fused=True).all()
+
+
+def test_what_was_given_to_a_fused_program_is_no_other_in_it() -> None:
+    assert not spread(chain("identity"), "value:h0", fused=True).any()
+    assert not spread(chain("identity"), "gradient:x", fused=True).any()

@@ -272,3 +272,8 @@ def test_the_page_that_is_kept_tells_of_a_soak_of_every_dtype() -> None:
     for adapter in Plan().adapters:
         for dtype in Plan().dtypes:
             assert f"\n| {adapter} {dtype} | " in text
+
+
+def test_a_chunk_that_once_could_not_be_drawn_is() -> None:
+    """One of its networks asked for a sequence of length zero."""
+    assert len(list(Plan(seed=610001).networks(182, 100))) == 100
