@@ -279,6 +279,10 @@ def check(
     return run.report
 
 
+def _look(looking: Callable[[str], None], subject: Subject, dtype: str, layer: str) -> None:
+    looking(f"{subject.adapter.name} {dtype} {layer}")
+
+
 class _Enough(BaseException):
     """The first disagreement was wanted, and is found. Hypothesis would take an Exception for a failing test."""
 
@@ -397,8 +401,7 @@ class Run:
             for subject in subjects:
                 evidence = self._evidence.get((subject.adapter.name, dtype))
                 if evidence is not None:
-                    where = f"{subject.adapter.name} {dtype}"
-                    evidence.look_closer(partial(probe, subject), lambda layer, at=where: looking(f"{at} {layer}"))
+                    evidence.look_closer(partial(probe, subject), partial(_look, looking, subject, dtype))
                     coarse = {name for name, each in subject.classes.by_layer(dtype).items() if each == EVERY.name}
                     for bias in evidence.biases(coarse):
                         self._record_bias(subject.adapter.name, dtype, bias)
