@@ -695,6 +695,15 @@ OVERFLOWING = [
         *("jax", "weight_norm", {"features": 3}, "direction"),
         *({"x": [1.0, -0.5], "direction": 4.0}, {"x": [1.0, -0.5]}, 1000.0, 1.0),
     ),
+    ("torch", "squareplus", {"b": 4.0}, "x", {"x": [5772.0]}, {"x": [5772.0]}, 50.0, 1.0),
+    (
+        *("torch", "cross_entropy", {"label_smoothing": 0.5, "reduction": "none"}, "x"),
+        *({"x": [[40000.0, 0.0, 0.0]]}, {"x": [[4.0, 0.0, 0.0]]}, 1.0, 1.0),
+    ),
+    *(
+        ("jax", "half_squared_error", NONE, argument, {**here, argument: 40000.0}, {**here, argument: 100.0}, 0.1, 0.1)
+        for argument, here in (("x", {"target": 0.0}), ("target", {"x": 0.0}))
+    ),
     *(
         (name, "mse", NONE, argument, {**here, argument: 40000.0}, {**here, argument: 100.0}, 0.1, 0.1)
         for name in ("torch", "jax")
@@ -773,3 +782,25 @@ def test_a_vanishing_product_excuses_no_more_than_the_number(
     for factor, numbers in ((0.0, elsewhere), (3.0, there), (-1.5, there), (math.nan, there)):
         assert not found(factor, numbers).agrees
         assert not found(factor, numbers).known
+
+
+@pytest.mark.parametrize(
+    ("x", "slope", "known"),
+    [
+        (1.0009765625, 0.25, True),
+        (1.0009765625, 0.5, True),
+        (1.0009765625, 0.51, False),
+        (1.0009765625, np.nan, False),
+        (1.001953125, 0.25, False),
+    ],
+)
+def test_a_kink_that_lies_one_number_late_excuses_its_slopes_at_that_number(
+    x: float, slope: float, known: bool
+) -> None:
+    entries = tuple(e for e in built_in("jax") if e.layer == "sparse_sigmoid" and e.applies("0.10.2", "float16"))
+    case = replace(one_node(LAYERS["sparse_sigmoid"], {}, {"x": [x]}, "float16"), cotangent=np.ones(1, "float16"))
+    found = examine(
+        Subject(Spoiling("sparse_sigmoid", "x", lambda gradient: np.full_like(gradient, slope)), {}, entries), case
+    )
+    assert not found.agrees
+    assert found.known is known
