@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gradproof.reference.activations import sigmoid_backward, silu_backward
+from gradproof.reference.activations import sigmoid_backward, silu_backward, tanh_backward
 from gradproof.reference.attention import (
     multi_head_attention_backward,
     multi_head_attention_forward,
@@ -62,6 +62,7 @@ from gradproof.reference.piecewise import (
     selu_backward,
 )
 from gradproof.reference.pooling import gather, lp_pool_backward, lp_pool_forward, sliding
+from gradproof.reference.recurrent import TANH, States, rnn_tanh_backward, unrolled
 from gradproof.reference.reductions import (
     located,
     reduce_norm_backward,
@@ -319,10 +320,33 @@ TANH_IS_ONE = 20.0
 """From here on tanh(x) is 1 to within the rounding of float64."""
 
 
-def tanhshrink_by_quotient(x: Array) -> tuple[Array, Any]:
-    """out = x - a / b, two functions that are rounded each, as rational approximations of tanh have them."""
+def _tanh_by_quotient(x: Array) -> Array:
+    """a / b, two functions that are rounded each, as rational approximations of tanh have them."""
     small = np.clip(x, -TANH_IS_ONE, TANH_IS_ONE)
-    tanh = np.sinh(small) / np.cosh(small)
+    return np.asanyarray(np.sinh(small) / np.cosh(small))
+
+
+def tanh_by_quotient(x: Array) -> tuple[Array, Any]:
+    """tanh(x) = a / b."""
+    out = _tanh_by_quotient(x)
+    return out, out
+
+
+def rnn_tanh_by_quotient(
+    x: Array, h0: Array | None = None, *, layers: int, bidirectional: bool, returns: str, **parameters: Array
+) -> tuple[Array, Any]:
+    """h_t = tanh(weight_ih x_t + bias_ih + weight_hh h_{t-1} + bias_hh) with tanh = a / b."""
+
+    def step(given: Array, recurrent: Array, states: States) -> tuple[States, Array]:
+        out = _tanh_by_quotient(given + recurrent)
+        return (out,), out
+
+    return unrolled(replace(TANH, step=step), x, (h0,), parameters, layers, bidirectional, returns)
+
+
+def tanhshrink_by_quotient(x: Array) -> tuple[Array, Any]:
+    """out = x - a / b."""
+    tanh = _tanh_by_quotient(x)
     return x - tanh, tanh
 
 
@@ -394,6 +418,7 @@ DIFFERENCE = "logaddexp(e, -e) - log(2)"
 FROM_VALUES = "s (1 - s) of s(x) and s(-x)"
 BY_RSQRT = "v / sqrt(v . v), derived term by term"
 POWERS = "(sum |x|^p)^(1/p)"
+TANH_QUOTIENT = "a quotient for tanh(x)"
 QUOTIENT = "x - tanh(x) with a quotient for tanh(x), 1 - (1 - tanh(x)^2)"
 LOGITS = "g exp(x - log(1 + exp(x))) - g target"
 BY_TANH = "(1 + tanh(x / 2)) / 2"
@@ -439,6 +464,8 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "selu": (Algorithm(EXP_LESS_ONE, (selu_by_exp, selu_backward)),),
     "celu": (Algorithm(EXP_LESS_ONE, (celu_by_exp, celu_backward)),),
     "log_cosh": (Algorithm(DIFFERENCE, (log_cosh_by_logaddexp, log_cosh_by_logaddexp_backward), one_sided=True),),
+    "tanh": (Algorithm(TANH_QUOTIENT, (tanh_by_quotient, tanh_backward)),),
+    "rnn_tanh": (Algorithm(TANH_QUOTIENT, (rnn_tanh_by_quotient, rnn_tanh_backward)),),
     "tanhshrink": (Algorithm(QUOTIENT, (tanhshrink_by_quotient, tanhshrink_by_quotient_backward)),),
     "sigmoid": (Algorithm(BY_TANH, (sigmoid_by_tanh, sigmoid_backward)),),
     "silu": (Algorithm(BY_TANH, (silu_by_tanh, silu_backward)),),

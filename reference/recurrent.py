@@ -142,7 +142,7 @@ def _run_backward(
 RETURNS = ("sequence", "hidden", "cell")
 
 
-def _forward(
+def unrolled(
     cell: Cell,
     x: Array,
     initial: Sequence[Array | None],
@@ -229,7 +229,7 @@ def rnn_tanh_forward(
     Shapes: x (T, N, I), h0 (L D, N, H), weight_ih (H, I), in higher layers (H, D H), weight_hh (H, H), biases (H,).
     Returns the outputs of the last layer (T, N, D H) or the last hidden states (L D, N, H).
     """
-    return _forward(TANH, x, (h0,), parameters, layers, bidirectional, returns)
+    return unrolled(TANH, x, (h0,), parameters, layers, bidirectional, returns)
 
 
 def rnn_tanh_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
@@ -245,7 +245,7 @@ def gru_forward(
     r = sigmoid(a_r + b_r), z = sigmoid(a_z + b_z), n = tanh(a_n + r b_n). Shapes as in `rnn_tanh_forward`, but for
     three blocks of H rows (r, z, n) in weights and biases.
     """
-    return _forward(GRU, x, (h0,), parameters, layers, bidirectional, returns)
+    return unrolled(GRU, x, (h0,), parameters, layers, bidirectional, returns)
 
 
 def gru_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
@@ -269,7 +269,7 @@ def lstm_forward(
     Shapes as in `rnn_tanh_forward`, but for four blocks of H rows (i, f, g, o); c0 has h0's. May return the last
     cell states too (L D, N, H).
     """
-    return _forward(LSTM, x, (h0, c0), parameters, layers, bidirectional, returns)
+    return unrolled(LSTM, x, (h0, c0), parameters, layers, bidirectional, returns)
 
 
 def lstm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
