@@ -3,8 +3,9 @@
 # make soak          very many networks, torch and jax: no false alarm (NETWORKS=20000, goes on where it stopped)
 # make mutants       tell mistakes in the reference's own backward functions from the originals
 # make graded        how small a fault is caught, next to gradcheck, check_grads and fixed tolerances
+# make factors       which factors of 1.001 are found over many networks in half precision
 # make trust         measure which planted faults are caught, and how many digits are right
-#                    (these four write their figures into docs/trust.md)
+#                    (these five write their figures into docs/trust.md)
 # Each creates .venv first and needs nothing but Python and pip.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ NETWORKS ?= 300
 SEED ?= 1
 BIN = .venv/bin
 
-.PHONY: conformance test lint types benchmarks soak mutants graded trust
+.PHONY: conformance test lint types benchmarks soak mutants graded factors trust
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -45,6 +46,9 @@ mutants: .venv/installed
 # Networks this small run fastest on one thread.
 graded: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m gradproof.graded --seed $(SEED) --page docs/trust.md
+
+factors: .venv/installed
+	$(BIN)/python -m gradproof.factors --seed $(SEED) --page docs/trust.md
 
 trust: .venv/installed
 	$(BIN)/python -m gradproof.trust

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Forward
 from gradproof.agreement import judge
 from gradproof.case import Case
 from gradproof.examination import Subject
-from gradproof.layer import Layer, Options, index_domain
+from gradproof.layer import index_domain
 from gradproof.network import Input, Network, Node
-from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference import LAYERS
 from gradproof.reference.walk import Row
+from gradproof.rounded import RoundedOnce
 from gradproof.running import run
 
 Array = np.ndarray[Any, Any]
@@ -82,23 +82,6 @@ def embedding_row(kept: str) -> Row:
     return layer.forward, backward
 
 
-class Rounding(NumpyReference):
-    """The reference, whose results are rounded once to a coarse dtype."""
-
-    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
-        return True
-
-    def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
-        exact = {name: value if value.dtype.kind == "i" else value.astype(np.float64) for name, value in values.items()}
-        found = super().forward(network, exact, "float64")
-        return Forward({name: each.astype(dtype) for name, each in found.outputs.items()}, (found, dtype))
-
-    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
-        found, dtype = forward.tape
-        gradients = super().backward(found, cotangent.astype(np.float64))
-        return {name: each.astype(dtype) for name, each in gradients.items()}
-
-
 @dataclass(frozen=True)
 class LongSum:
     """A layer that adds up many numbers. row: with its sum kept in a dtype. case: it alone, on numbers of a seed."""
@@ -110,7 +93,7 @@ class LongSum:
 
     def told(self, kept: str, seed: int) -> bool:
         """Whether class inside does not explain it, on these numbers, where its sum is kept so."""
-        case, adapter = self.case(seed), Rounding(rows={self.layer: self.row(kept)})
+        case, adapter = self.case(seed), RoundedOnce(rows={self.layer: self.row(kept)})
         trace = run(adapter, case, TIMEOUT)
         equations = Subject(adapter, {}).equations(case, trace.got)
         return any(judge(each, trace.got.get(each.key), DTYPE).kind for each in equations)

@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import Forward
 from gradproof.bias import FEWEST, OFTEN, Evidence, Scale
-from gradproof.case import Case, load_case, redrawn, upcast
+from gradproof.case import Case, load_case, redrawn
 from gradproof.check import Report, check
 from gradproof.dtypes import HALF, limits
 from gradproof.equations import Equations
 from gradproof.examination import Subject
 from gradproof.kinks import one_node
-from gradproof.layer import Layer, Options
-from gradproof.network import Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.report import biases
+from gradproof.rounded import RoundedOnce
 from gradproof.running import run
 
 Array = np.ndarray[Any, Any]
@@ -29,32 +27,7 @@ ROUNDING = 2.0**-9
 """Of bfloat16: the largest relative error of a rounded number."""
 
 
-class Half(NumpyReference):
-    """The reference in half precision, which computes in float64 and rounds each result once."""
-
-    name = "half"
-
-    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
-        return True
-
-    def run_node(self, node: Node, known: Mapping[str, Array]) -> tuple[Array, Any]:
-        out, cache = super().run_node(node, {name: upcast(np.asarray(each)) for name, each in known.items()})
-        return np.asarray(out), cache
-
-    def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
-        network, caches, _ = forward.tape
-        found = {network.output: cotangent.copy()}
-        with np.errstate(all="ignore"):
-            for node in reversed(network.nodes):
-                terms = self.row(node)[1](upcast(found[node.name]), caches[node.name])
-                for argument, source in node.sources:
-                    if argument in terms:
-                        term = np.asarray(terms[argument]).astype(cotangent.dtype)
-                        found[source] = found[source] + term if source in found else term
-        return found
-
-
-def made(layer: str, place: str, change: Callable[[Array], Array]) -> Half:
+def made(layer: str, place: str, change: Callable[[Array], Array]) -> RoundedOnce:
     """An adapter with one layer whose value, or gradient of one argument, is changed before it is rounded."""
     forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
 
@@ -65,7 +38,7 @@ def made(layer: str, place: str, change: Callable[[Array], Array]) -> Half:
     def changed_backward(dout: Array, cache: Any) -> dict[str, Array]:
         return {name: change(each) if name == place else each for name, each in backward(dout, cache).items()}
 
-    return Half(rows={layer: (changed_forward, changed_backward)})
+    return RoundedOnce(rows={layer: (changed_forward, changed_backward)})
 
 
 def checked(adapter: NumpyReference, layer: str, dtype: str, networks: int = 40, **more: Any) -> Report:
@@ -91,7 +64,7 @@ def test_the_case_that_shows_it_best_is_written_and_told(tmp_path: Path) -> None
     assert found.spec is not None
     assert "gelu" in {node.layer.name for node in load_case(Path(found.spec), LAYERS).network.nodes}
     (line,) = biases(report)
-    assert line.startswith("bias: half bfloat16 gelu: the gradient of x is 1.00")
+    assert line.startswith("bias: rounded bfloat16 gelu: the gradient of x is 1.00")
     assert line.endswith(f"; shown best by {found.spec}")
     (told,) = report.to_json()["bias"]
     assert (told["layer"], told["of"]) == ("gelu", "x")
@@ -102,7 +75,7 @@ def test_the_case_that_shows_it_best_is_written_and_told(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_honest_rounding_has_no_factor(dtype: str) -> None:
-    report = check([Half()], networks=60, seed=12, dtypes=[dtype], failures=None)
+    report = check([RoundedOnce()], networks=60, seed=12, dtypes=[dtype], failures=None)
     assert report.biased == []
 
 
@@ -178,7 +151,7 @@ def test_a_rounded_constant_is_no_factor_that_holds_everywhere() -> None:
         _, cache = LAYERS["reduce_mean"].forward(x, axes=axes, keepdims=keepdims)
         return x.sum(axis=axes, keepdims=keepdims) * share, cache
 
-    adapter = Half(rows={"reduce_mean": (by_count, LAYERS["reduce_mean"].backward)})
+    adapter = RoundedOnce(rows={"reduce_mean": (by_count, LAYERS["reduce_mean"].backward)})
     assert checked(adapter, "reduce_mean", "bfloat16", networks=80, failures=None).biased == []
 
 
@@ -194,13 +167,13 @@ def test_only_ordinary_numbers_of_about_the_right_size_are_taken() -> None:
 
 def test_what_is_looked_at_again_is_told() -> None:
     told: list[str] = []
-    assert checked(Half(), "gelu", "bfloat16", failures=None, looking=told.append).agrees
-    assert "half bfloat16 gelu" in told
+    assert checked(RoundedOnce(), "gelu", "bfloat16", failures=None, looking=told.append).agrees
+    assert "rounded bfloat16 gelu" in told
 
 
 @pytest.mark.parametrize(("often", "again"), [(OFTEN - 1, False), (OFTEN, True)])
 def test_a_layer_that_hardly_occurs_is_not_run_again(often: int, again: bool) -> None:
-    evidence, probed, subject = Evidence("bfloat16"), [], Subject(Half(), {})
+    evidence, probed, subject = Evidence("bfloat16"), [], Subject(RoundedOnce(), {})
     for seed in range(often):
         case = redrawn(one_node(LAYERS["gelu"], {}, 0.5, "bfloat16"), seed)
         got = run(subject.adapter, case, 60.0).got
@@ -211,7 +184,7 @@ def test_a_layer_that_hardly_occurs_is_not_run_again(often: int, again: bool) ->
 
 def test_settings_are_run_one_after_another() -> None:
     """A framework that compiles does so for each."""
-    evidence, subject, shapes = Evidence("bfloat16"), Subject(Half(), {}), []
+    evidence, subject, shapes = Evidence("bfloat16"), Subject(RoundedOnce(), {}), []
 
     def probe(case: Case) -> tuple[Equations, Mapping[str, Any]]:
         shapes.append(case.cotangent.shape)

@@ -35,6 +35,8 @@ old
 <!-- /sums -->
 <!-- graded -->
 <!-- /graded -->
+<!-- factors -->
+<!-- /factors -->
 """
 
 
