@@ -135,7 +135,8 @@ class Graded:
     versions: Mapping[str, str]
 
 
-Network = Drawn | Deep
+Sample = Drawn | Deep
+"""A network with what its numbers are drawn from."""
 
 
 def graded(
@@ -154,7 +155,7 @@ def graded(
     Raises AdapterError for a framework that is not installed.
     """
     adapters = {name: load_adapter(name) for name in frameworks}
-    drawn: dict[str, Sequence[Network]] = {SHALLOW: _drawn(networks, seed), DEEP: deep_networks(networks, seed)}
+    drawn: dict[str, Sequence[Sample]] = {SHALLOW: _drawn(networks, seed), DEEP: deep_networks(networks, seed)}
     layers = {node.layer.name for every in drawn.values() for each in every for node in each.network.nodes}
     rows: list[Row] = []
     left_out: dict[tuple[str, str], Counter[str]] = {}
@@ -186,7 +187,7 @@ def asked(tool: Tool, scene: Scene) -> Outcome:
     if sound != PASSED:
         return Outcome(scene.number, sound, seconds)
     smallest = {
-        planted: smallest_caught(lambda size, all=everywhere: _catches(tool, scene, all, size))  # type: ignore[misc]
+        planted: smallest_caught(partial(_catches, tool, scene, everywhere))
         for planted, everywhere in ((SCALED, True), (ELEMENT, False))
     }
     return Outcome(scene.number, sound, seconds, smallest)
@@ -217,7 +218,7 @@ def _judged(tool: Tool, scene: Scene, plant: Plant | None) -> str:
             return FAILED
 
 
-def _scenes(drawn: Sequence[Network], dtype: str, subjects: Sequence[Subject]) -> tuple[list[Scene], Counter[str]]:
+def _scenes(drawn: Sequence[Sample], dtype: str, subjects: Sequence[Subject]) -> tuple[list[Scene], Counter[str]]:
     """The networks in which a fault can be planted, and how many are left out for which reason."""
     scenes: list[Scene] = []
     left_out: Counter[str] = Counter()
@@ -230,7 +231,7 @@ def _scenes(drawn: Sequence[Network], dtype: str, subjects: Sequence[Subject]) -
     return scenes, left_out
 
 
-def _scene(number: int, drawn: Network, dtype: str, subjects: Sequence[Subject]) -> Scene | str:
+def _scene(number: int, drawn: Sample, dtype: str, subjects: Sequence[Subject]) -> Scene | str:
     """The scene, or why there is none."""
     place = _place(drawn)
     if place is None:
@@ -251,7 +252,7 @@ def _scene(number: int, drawn: Network, dtype: str, subjects: Sequence[Subject])
     return Scene(number, case, place, tuple(frameworks)) if frameworks else "the layer rounds more than its results"
 
 
-def _place(drawn: Network) -> Place | None:
+def _place(drawn: Sample) -> Place | None:
     """A gradient and an element of it, chosen where gradients are not zero, the same in every dtype."""
     generator = np.random.default_rng(drawn.seed)
     case = drawn.case("float64")
