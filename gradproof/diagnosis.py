@@ -17,11 +17,12 @@ import numpy as np
 from gradproof.agreement import THRESHOLD, Evidence, TensorCheck, judge
 from gradproof.case import Case, redrawn
 from gradproof.dtypes import limits
-from gradproof.equations import EVERY, Equation, Statement
+from gradproof.equations import EVERY, Arithmetic, Equation, Floor, Statement
 from gradproof.hypotheses import HYPOTHESES
 from gradproof.hypotheses.precision import rounded_to
 from gradproof.hypotheses.suspect import Coarse, Guess, Hypothesis, Suspect
 from gradproof.reference import NumpyReference
+from gradproof.reference.algorithms import Algorithm
 from gradproof.reference.walk import Conventions
 
 EXPLAINED = 1e-3
@@ -277,12 +278,29 @@ def _equation(suspect: Suspect, guess: Guess) -> Equation:
     return equation
 
 
+@dataclass(frozen=True, eq=False)
+class Roughly(Statement):
+    """A statement whose elements may all be off by as much as rounding moves the one that it moves most.
+
+    A mistake may lose digits that the right formula keeps; whether it is this one does not hang on them.
+    """
+
+    def floor(
+        self,
+        count: int,
+        arithmetics: Mapping[str, Arithmetic],
+        algorithms: Mapping[str, Algorithm] | None = None,
+    ) -> Floor:
+        found = super().floor(count, arithmetics, algorithms)
+        return Floor(np.full(found.spread.shape, found.spread.max(initial=0.0)), found.lost)
+
+
 def _agrees(key: str, predicted: np.ndarray, of: Observation, equation: Equation) -> bool:
     """Whether what the adapter gave is the prediction, to within rounding every operation of its computation."""
     arguments = {f"gradient:{source}": argument for argument, source in equation.node.sources}
     if key == f"gradient:{equation.node.name}":
         return np.array_equal(of.got[key], predicted.astype(of.case.dtype))
-    statement = Statement(key, predicted, np.abs(predicted), ((equation, arguments.get(key)),))
+    statement = Roughly(key, predicted, np.abs(predicted), ((equation, arguments.get(key)),))
     got = np.asarray(of.got[key]).astype(of.case.dtype)
     return not judge(statement, got, of.case.dtype, {equation.node.name: EVERY}).kind
 

@@ -55,10 +55,10 @@ class Subject:
         """Whether the adapter may go on with more digits of a tensor than it gives."""
         return bool(getattr(self.adapter, "fused", False))
 
-    def equations(self, case: Case, got: Mapping[str, Any]) -> Equations:
-        return Equations(
-            case, got, NumpyReference(self.conventions, PRECISE), NumpyReference(self.conventions), self.fused
-        )
+    def equations(self, case: Case, got: Mapping[str, Any], held_otherwise: bool = False) -> Equations:
+        """The equations of a run. held_otherwise: let the adapter go on with other digits though it is not fused."""
+        fused = self.fused or held_otherwise
+        return Equations(case, got, NumpyReference(self.conventions, PRECISE), NumpyReference(self.conventions), fused)
 
 
 @dataclass(frozen=True)
@@ -490,7 +490,7 @@ def _misled(subject: Subject, found: Examination) -> Iterator[tuple[str, set[str
         by = found.equations.read_by(key) & wrong if key in found.equations else set()
         if not by or key not in found.trace.got:
             continue
-        mended = mended or subject.equations(found.case, right)
+        mended = mended or subject.equations(found.case, right, held_otherwise=True)
         if not _judgement(subject, mended, replace(mended[key], open=False), found.trace.got).kind:
             yield key, by
 
