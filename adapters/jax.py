@@ -111,9 +111,10 @@ def _lp_pool(x: Any, p: int, kernel: int, stride: int, ceil_mode: bool) -> Any:
         return met.sum(axis=-1)
     peak = jax.lax.stop_gradient(jnp.abs(met).max(axis=-1))
     empty = peak == 0
-    scaled = met / jnp.where(empty, 1.0, peak)[..., None]
-    total = jnp.where(empty, 1.0, (scaled**p).sum(axis=-1))
-    return jnp.where(empty, 0.0, peak * total ** (1.0 / p))
+    # The reciprocal of a subnormal number, which XLA may multiply by, is infinite.
+    scale = jnp.where(empty, 1.0, jnp.maximum(peak, 4.0 * float(jnp.finfo(x.dtype).tiny)))
+    total = jnp.where(empty, 1.0, ((met / scale[..., None]) ** p).sum(axis=-1))
+    return jnp.where(empty, 0.0, scale * total ** (1.0 / p))
 
 
 def _adaptive_pool(reduce: Row) -> Row:

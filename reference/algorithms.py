@@ -46,11 +46,13 @@ from gradproof.reference.normalization import (
     along_channels,
     batch_norm_backward,
     batch_norm_forward,
+    channel_sums,
     group_norm_backward,
     group_norm_forward,
     instance_norm_forward,
     layer_norm_backward,
     layer_norm_forward,
+    local_response_norm_forward,
     rms_norm_backward,
     rms_norm_forward,
 )
@@ -274,6 +276,29 @@ def lp_pool_by_powers(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: 
     return root[..., 0], (slope, windows, x.shape)
 
 
+def lp_pool_of_scaled(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Any]:
+    """out = s |x / s|, s the largest magnitude of a window."""
+    out, cache = lp_pool_forward(x, p=p, kernel=kernel, stride=stride, ceil_mode=ceil_mode)
+    peak = gather(magnitude(x), sliding(x.shape[2:], kernel, stride, ceil_mode=ceil_mode), 0.0).max(axis=-1)
+    return out, (np.where(peak == 0, 1.0, peak), cache)
+
+
+def lp_pool_of_scaled_backward(dout: Array, cache: tuple[Array, Any]) -> Gradients:
+    """dx = (dout s) |x / s|' / s, whose first product loses digits where it is subnormal."""
+    scale, own = cache
+    return lp_pool_backward(dout * scale / scale, own)
+
+
+# Local response normalization with d^(-beta - 1) by itself.
+
+
+def local_response_norm_through_power(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = dout d^-beta - x sum(dout x d^(-beta - 1)) 2 alpha beta / size: the power vanishes before dx does."""
+    x, divisor, shrink, (before, after), factor = cache
+    power = shrink / divisor
+    return {"x": dout * shrink - factor * x * channel_sums(dout * (x * power), after, before)}
+
+
 # exp(x) - 1 in place of expm1.
 
 
@@ -418,6 +443,8 @@ DIFFERENCE = "logaddexp(e, -e) - log(2)"
 FROM_VALUES = "s (1 - s) of s(x) and s(-x)"
 BY_RSQRT = "v / sqrt(v . v), derived term by term"
 POWERS = "(sum |x|^p)^(1/p)"
+RESCALED = "s |x / s|"
+BY_POWER = "g x d^(-beta - 1)"
 TANH_QUOTIENT = "a quotient for tanh(x)"
 QUOTIENT = "x - tanh(x) with a quotient for tanh(x), 1 - (1 - tanh(x)^2)"
 LOGITS = "g exp(x - log(1 + exp(x))) - g target"
@@ -455,7 +482,11 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "instance_norm": _normalizations(instance_norm_forward, group_norm_backward),
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward), in_order=True),),
     "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_backward), one_sided=True),),
-    "lp_pool": (Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),),
+    "lp_pool": (
+        Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),
+        Algorithm(RESCALED, (lp_pool_of_scaled, lp_pool_of_scaled_backward)),
+    ),
+    "local_response_norm": (Algorithm(BY_POWER, (local_response_norm_forward, local_response_norm_through_power)),),
     "sigmoid_focal": (Algorithm(FROM_VALUES, (sigmoid_focal_forward, sigmoid_focal_from_values)),),
     "weight_norm": (Algorithm(BY_RSQRT, (weight_norm_by_rsqrt, weight_norm_by_rsqrt_backward)),),
     "bce_with_logits": (Algorithm(LOGITS, (bce_with_logits_forward, bce_with_logits_in_terms)),),

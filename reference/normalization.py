@@ -219,7 +219,7 @@ def local_response_norm_forward(
     `size` even where there are fewer (Krizhevsky et al. 2012 do not divide). Shapes: x and out (B, C, S...).
     """
     before, after = size // 2, (size - 1) // 2
-    divisor = k + (alpha / size) * _channel_sums(x * x, before, after)
+    divisor = k + (alpha / size) * channel_sums(x * x, before, after)
     shrink = divisor**-beta
     return x * shrink, (x, divisor, shrink, (before, after), 2.0 * alpha * beta / size)
 
@@ -230,10 +230,10 @@ def local_response_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradien
     c is a neighbour of e where e lies from c - (size - 1) // 2 to c + size // 2: the reach is mirrored.
     """
     x, divisor, shrink, (before, after), factor = cache
-    return {"x": dout * shrink - factor * x * _channel_sums(dout * x * shrink / divisor, after, before)}
+    return {"x": dout * shrink - factor * x * channel_sums(dout * x * shrink / divisor, after, before)}
 
 
-def _channel_sums(each: Array, before: int, after: int) -> Array:
+def channel_sums(each: Array, before: int, after: int) -> Array:
     """For every channel, the sum from `before` channels before it to `after` channels after it."""
     reach = [(0, 0)] * each.ndim
     reach[1] = (before, after)

@@ -24,7 +24,7 @@ EACH = pytest.mark.parametrize(("layer", "algorithm"), PAIRS, ids=[f"{layer}: {e
 RARE = (
     *("scaled_dot_product_attention", "multi_head_attention", "batch_norm", "group_norm", "instance_norm"),
     *("reduce_norm", "lp_pool", "bce_with_logits", "multilabel_soft_margin", "sigmoid_focal", "weight_norm"),
-    *("tanh", "rnn_tanh"),
+    *("tanh", "rnn_tanh", "local_response_norm"),
 )
 """Layers whose algorithms lose digits in few of the drawn networks."""
 
@@ -81,7 +81,7 @@ def test_a_normalization_that_cancels_is_named_where_all_numbers_are_equal(layer
     ],
 )
 def test_a_norm_by_plain_powers_is_named_where_they_are_far_from_1(layer: str, options: Options, size: float) -> None:
-    (algorithm,) = ALGORITHMS[layer]
+    algorithm, *_ = ALGORITHMS[layer]
     numbers = size * np.array([3.0, 4.0, 5.0])
     x = numbers if layer == "reduce_norm" else numbers[None, None]
     case = one_node(LAYERS[layer], options, {"x": x.tolist()}, "float64")
@@ -113,6 +113,10 @@ LARGE = 1e14 * np.array([[[1.0, -2.0, 0.5], [3.0, 1.5, -1.0]], [[2.0, 1.0, -0.5]
             {"features": 2},
             {"x": [[0.3, 0.5]], "direction": 1e-12, "magnitude": 1e-28},
             "float32",
+        ),
+        (
+            *("local_response_norm", "g x d^(-beta - 1)", {"size": 2}),
+            *({"x": (3e13 * np.array([[[1.0, -2.0], [0.5, 3.0]]])).tolist()}, "float32"),
         ),
         *(
             (layer, VARIANCE, {"groups": 1} if layer == "group_norm" else {}, {"x": LARGE.tolist()}, "float32")
@@ -160,6 +164,17 @@ def test_a_tanh_that_is_some_units_off_near_1_loses_digits_of_its_derivative(rou
     assert examine(Subject(adapter, {}), case).agrees is (kind == "accuracy")
 
 
+def test_a_norm_of_scaled_numbers_loses_the_digits_of_a_small_incoming_gradient() -> None:
+    """The gradient g of |x| times s = 1e-12 is subnormal in float32 for g = 1e-28."""
+    layer = LAYERS["lp_pool"]
+    *_, algorithm = ALGORITHMS["lp_pool"]
+    case = one_node(layer, {"p": 2, "kernel": 2, "stride": 1}, {"x": [[[3e-12, 4e-12, 5e-12]]]}, "float32")
+    case = replace(case, cotangent=(1e-32 * case.cotangent.astype(float)).astype("float32"))
+    found = examine(Subject(NumpyReference(rows={"lp_pool": algorithm.row}), {}), case)
+    assert found.agrees
+    assert {("lp_pool", algorithm.name)} == set(found.accuracy)
+
+
 NEAR_ZERO = {"x": [1e-3, -2e-3, 1e-4]}
 FAR_FROM_ONE = {"x": [3e90, 4e90, 5e90]}
 
@@ -177,7 +192,7 @@ def test_where_digits_are_lost_no_more_than_these_may_be_wrong(
     layer: str, options: Options, numbers: Any, dtype: str, most: float
 ) -> None:
     """The algorithm's own numbers agree; with an error of `most` beside a cotangent of 1 they do not."""
-    (algorithm,) = ALGORITHMS[layer]
+    algorithm, *_ = ALGORITHMS[layer]
     assert algorithm.row is not None
     forward, backward = algorithm.row
 
