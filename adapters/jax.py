@@ -805,7 +805,7 @@ ROWS: dict[str, Row] = {
     "instance_norm": _instance_norm,
     "local_response_norm": Composed(_local_response_norm),
     "weight_norm": _weight_norm,
-    "dropout": Composed(lambda x, mask, p: x * (mask.astype(x.dtype) / (1.0 - p))),
+    "dropout": Composed(lambda x, mask, p: x * mask.astype(x.dtype) / (1.0 - p)),
     # recurrent, attention
     "rnn_tanh": _recurrent(flax.linen.SimpleCell, _flax_rnn_tanh),
     "gru": _recurrent(flax.linen.GRUCell, _flax_gru),

@@ -461,7 +461,7 @@ ROWS: dict[str, Row] = {
     "instance_norm": _instance_norm,
     "local_response_norm": F.local_response_norm,
     "weight_norm": _weight_norm,
-    "dropout": Composed(lambda x, mask, p: x * (mask.to(x.dtype) / (1.0 - p))),
+    "dropout": Composed(lambda x, mask, p: x * mask.to(x.dtype) / (1.0 - p)),
     # recurrent, attention
     "rnn_tanh": _recurrent(torch.rnn_tanh),
     "gru": _recurrent(torch.gru),

@@ -41,22 +41,23 @@ TRIES, SHARE = 16, 0.1
 class Found:
     """What a run over many networks told of the adapter in the dtype.
 
-    planted: layer -> the input whose gradient is off. told: (layer, value or argument) of every factor that was told.
+    planted: layer -> the input whose gradient is off. told: the layers that were blamed, for a factor over all networks
+    or in one of them, where the factor is more than a rounding.
     """
 
     adapter: str
     dtype: str
     planted: Mapping[str, str]
-    told: frozenset[tuple[str, str]]
+    told: frozenset[str]
 
     @property
     def missed(self) -> list[str]:
-        return sorted(layer for layer, place in self.planted.items() if (layer, place) not in self.told)
+        return sorted(self.planted.keys() - self.told)
 
     @property
     def others(self) -> list[str]:
         """What was told of layers that are right."""
-        return sorted({layer for layer, _ in self.told if layer not in self.planted})
+        return sorted(self.told - self.planted.keys())
 
 
 def shows(layer: str, dtype: str, seed: int) -> str | None:
@@ -114,7 +115,7 @@ def look(adapter: str | NumpyReference, dtype: str, seed: int, networks: int, wh
             progress=lambda so_far: advance(so_far.networks, f"networks, {name} {dtype}"),
             looking=lambda what: advance(networks, f"networks; {what} on more numbers"),
         )
-    return Found(name, dtype, where, frozenset((each.bias.layer, each.bias.place) for each in report.biased))
+    return Found(name, dtype, where, frozenset(each.layer for each in report.disagreements if each.culprit))
 
 
 def measured(seed: int, networks: int = NETWORKS, frameworks: Sequence[str] = FRAMEWORKS) -> list[Found]:

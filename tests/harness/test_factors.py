@@ -47,8 +47,8 @@ def test_the_table_tells_what_was_missed_and_what_was_told_of_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [
-        Found("rounded", "bfloat16", {"gelu": "x", "silu": "x"}, frozenset({("gelu", "x"), ("silu", "value")})),
-        Found("torch", "float16", {}, frozenset({("huber", "x")})),
+        Found("rounded", "bfloat16", {"gelu": "x", "silu": "x"}, frozenset({"gelu"})),
+        Found("torch", "float16", {}, frozenset({"huber"})),
     ]
     lines = told(found, 7, 300).splitlines()
     assert lines[4:] == ["| rounded | bfloat16 | 2 | 1 | silu | none |", "| torch | float16 | 0 | 0 | none | huber |"]
