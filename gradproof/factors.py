@@ -137,7 +137,7 @@ def told(found: Sequence[Found], seed: int, networks: int) -> str:
     lines = [
         f"{networks} random networks of seed {seed}. A factor of {FACTOR:g} is planted in the gradient of one input of "
         f"{PLANTED} layers at once, in which a rounding does not take it away again, of an adapter that rounds its "
-        "results alone; torch and JAX are taken as they are.",
+        "results alone; frameworks are taken as they are.",
         "",
         "| adapter | dtype | planted | found | missed | told of other layers |",
         "|---|---|---:|---:|---|---|",
