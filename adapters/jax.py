@@ -24,6 +24,7 @@ from jax.scipy.special import xlog1py, xlogy
 from gradproof.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
 from gradproof.adapters.base import Composed, Row
 from gradproof.adapters.functional import Arrays, FunctionalAdapter
+from gradproof.dtypes import limits
 from gradproof.layer import Options
 from gradproof.network import Network, Node
 
@@ -112,7 +113,7 @@ def _lp_pool(x: Any, p: int, kernel: int, stride: int, ceil_mode: bool) -> Any:
     peak = jax.lax.stop_gradient(jnp.abs(met).max(axis=-1))
     empty = peak == 0
     # The reciprocal of a subnormal number, which XLA may multiply by, is infinite.
-    scale = jnp.where(empty, 1.0, jnp.maximum(peak, 4.0 * float(jnp.finfo(x.dtype).tiny)))
+    scale = jnp.where(empty, 1.0, jnp.maximum(peak, 4.0 * float(limits(x.dtype).smallest_normal)))
     total = jnp.where(empty, 1.0, ((met / scale[..., None]) ** p).sum(axis=-1))
     return jnp.where(empty, 0.0, scale * total ** (1.0 / p))
 
