@@ -17,12 +17,11 @@ import numpy as np
 from gradproof.agreement import THRESHOLD, Evidence, TensorCheck, judge
 from gradproof.case import Case, redrawn
 from gradproof.dtypes import limits
-from gradproof.equations import EVERY, Arithmetic, Equation, Floor, Statement
+from gradproof.equations import EVERY, Equation, Floor, Statement
 from gradproof.hypotheses import HYPOTHESES
 from gradproof.hypotheses.precision import rounded_to
 from gradproof.hypotheses.suspect import Coarse, Guess, Hypothesis, Suspect
 from gradproof.reference import NumpyReference
-from gradproof.reference.algorithms import Algorithm
 from gradproof.reference.walk import Conventions
 
 EXPLAINED = 1e-3
@@ -285,13 +284,8 @@ class Roughly(Statement):
     A mistake may lose digits that the right formula keeps; whether it is this one does not hang on them.
     """
 
-    def floor(
-        self,
-        count: int,
-        arithmetics: Mapping[str, Arithmetic],
-        algorithms: Mapping[str, Algorithm] | None = None,
-    ) -> Floor:
-        found = super().floor(count, arithmetics, algorithms)
+    def floor(self, count: int, *computed: Any) -> Floor:
+        found = super().floor(count, *computed)
         return Floor(np.full(found.spread.shape, found.spread.max(initial=0.0)), found.lost)
 
 

@@ -29,6 +29,8 @@ COTANGENT = "cotangent"
 KINDS = ("value", "gradient", "nonfinite")
 """The kinds of disagreement that an entry can describe."""
 
+ROLES = KINDS[:2]
+
 Statistic = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 STATISTICS: dict[str, Statistic] = {
@@ -62,7 +64,8 @@ class Divergence:
     layer, dtypes: where it shows. argument, between: it shows where this argument or parameter of the layer, or
     "cotangent" for the gradient of its output, times the option named `times` if any, lies between these two numbers
     (both included). statistic, along: or where this statistic of the argument does, taken along the axes that the
-    option `along` names, or so many of the last ones. options: it shows with these.
+    option `along` names, or so many of the last ones. options: it shows with these. role: in tensors of this role
+    alone, where it is named ("value" or "gradient").
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
     it is off at most, as a share of the expected number plus a number, which for gradients is in units of the largest
     finite cotangent. versions: prefixes of the adapter's.
@@ -85,6 +88,7 @@ class Divergence:
     cotangent: float = 1.0
     times: str = ""
     statistic: str = ""
+    role: str = ""
     along: str = ""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
 
@@ -95,6 +99,8 @@ class Divergence:
         """Mask of the elements of a wrong tensor of this one-node case that the entry accounts for."""
         (node,) = case.network.nodes
         if node.layer.name != self.layer or not self.options.items() <= dict(node.options).items():
+            return np.zeros_like(evidence.wrong)
+        if self.role not in ("", check.role):
             return np.zeros_like(evidence.wrong)
         located = self.located(case, evidence.wrong.shape)
         with np.errstate(all="ignore"):
@@ -211,6 +217,7 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "witness argument", entry["witness"], arguments)
     _require_known(where, "statistic", [entry.get("statistic", "magnitude")], STATISTICS)
     _require_known(where, "kind", entry["kinds"], KINDS)
+    _require_known(where, "role", [entry[name] for name in ("role",) if name in entry], ROLES)
     _require_known(where, "dtype", entry["dtypes"], VALID_DTYPES)
     _require_bounds(where, entry)
     return Divergence(**_tupled(entry) | {"options": _tupled(entry.get("options", {}))})
