@@ -164,6 +164,7 @@ MEANINGLESS = {
     "an unknown factor": changed("between =", 'times = "alpha"\nbetween ='),
     "an unknown kind": changed('["value", "gradient"]', '["gradients"]'),
     "an unknown dtype": changed('["float64"]', '["float63"]'),
+    "an unknown role": ENTRY.replace("[[divergence]]", '[[divergence]]\nrole = "loss"'),
     "an unknown other dtype": ENTRY + "[divergence.also.float8]\nbetween = [1.0, inf]",
     "a witness of another argument": changed("{ x = 21.0 }", "{ y = 21.0 }"),
 }
