@@ -21,8 +21,18 @@ def _layer_norm(x: Any, weight: Any = None, bias: Any = None, *, axes: int, eps:
 
 
 def _lp_pool(x: Any, p: int, kernel: int, stride: int, ceil_mode: bool) -> Any:
+    """Windows that overhang are filled with zeros beforehand, for torch counts what is not there."""
     pool = F.lp_pool1d if x.ndim == 3 else F.lp_pool2d
-    return pool(x, p, kernel, stride, ceil_mode)
+    if ceil_mode:
+        sizes = reversed(x.shape[2:])
+        x = F.pad(x, [side for size in sizes for side in (0, _overhang(size, kernel, stride))])
+    return pool(x, p, kernel, stride)
+
+
+def _overhang(size: int, kernel: int, stride: int) -> int:
+    """Places beyond the end of an axis that its last window has; every window begins within the axis."""
+    last = -(-(size - kernel) // stride) * stride
+    return max((last if last < size else last - stride) + kernel - size, 0)
 
 
 HALF = (torch.bfloat16, torch.float16)

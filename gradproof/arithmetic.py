@@ -13,7 +13,7 @@ from gradproof.agreement import SUFFICIENT, judge, signed_roundings
 from gradproof.case import Case, jittered, redrawn
 from gradproof.equations import ARITHMETICS, EVERY, INSIDE, Arithmetic, Equations, Statement, usable
 from gradproof.network import Node
-from gradproof.reference.algorithms import algorithms_of
+from gradproof.reference.algorithms import ALGORITHMS, Algorithm, algorithms_of
 
 FEWEST_PROBES, MOST_PROBES = 8, 32
 """Sets of numbers on which a layer's class is found out: more of them where tensors are small."""
@@ -150,19 +150,24 @@ class Evidence:
                 given = result[1].get(statement.key) if result else None
                 if not any(equation.node.name == self._node.name for equation, _ in statement.parts):
                     continue
-                if self.needed is not EVERY:
-                    self.needed = self._needed_by(statement, given, case.dtype)
-                if usable(given, statement.expected.shape):
+                self.needed, algorithm = self._needed_by(statement, given, case.dtype)
+                if algorithm is None and usable(given, statement.expected.shape):
                     self._given.setdefault(statement.key, []).append((statement, given, case.dtype))
 
-    def _needed_by(self, statement: Statement, got: Any, dtype: str) -> Arithmetic:
-        """The finest class, from what is needed anyway on, in which the tensor agrees; that, where it does in none."""
-        for each in ARITHMETICS.values():
-            if FINER[each.name] >= FINER[self.needed.name]:
-                check = judge(statement, got, dtype, self._arithmetics(statement, each), hopeless=HOPELESS)
-                if not check.kind and (check.bound or check.noise_units <= SUFFICIENT):
-                    return each
-        return self.needed
+    def _needed_by(self, statement: Statement, got: Any, dtype: str) -> tuple[Arithmetic, Algorithm | None]:
+        """The finest class, from what is needed anyway on, in which the tensor agrees; that, where it does in none.
+
+        And the algorithm by which it agrees there, where it does not by the textbook's in any class.
+        """
+        for algorithm in (None, *ALGORITHMS.get(self._node.layer.name, ())):
+            algorithms = {self._node.name: algorithm} if algorithm else {}
+            for each in ARITHMETICS.values():
+                if FINER[each.name] >= FINER[self.needed.name]:
+                    classes = self._arithmetics(statement, each)
+                    check = judge(statement, got, dtype, classes, algorithms, hopeless=HOPELESS)
+                    if not check.kind and (check.bound or check.noise_units <= SUFFICIENT):
+                        return each, algorithm
+        return self.needed, None
 
     def _arithmetics(self, statement: Statement, own: Arithmetic) -> dict[str, Arithmetic]:
         names = {equation.node.name: equation.node for equation, _ in statement.parts}

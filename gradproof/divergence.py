@@ -21,10 +21,14 @@ from gradproof.case import Case, upcast
 from gradproof.dtypes import VALID_DTYPES
 from gradproof.layer import Layer, OptionValue, Shape, TrailingAxes
 from gradproof.network import Node
-from gradproof.reference import LAYERS
+from gradproof.reference import LAYERS, NumpyReference
 
 COTANGENT = "cotangent"
 """Stands for an argument's name in an entry that is located by the gradient of the layer's output."""
+
+OUTPUT = "output"
+"""Stands for an argument's name in an entry that is located by what the layer must give, and in its gradients by the
+elements that are a part of it."""
 
 KINDS = ("value", "gradient", "nonfinite")
 """The kinds of disagreement that an entry can describe."""
@@ -61,10 +65,10 @@ class DivergenceError(ValueError):
 class Divergence:
     """One entry of a known-divergence file.
 
-    layer, dtypes: where it shows. argument, between: it shows where this argument or parameter of the layer, or
-    "cotangent" for the gradient of its output, times the option named `times` if any, lies between these two numbers
-    (both included). statistic, along: or where this statistic of the argument does, taken along the axes that the
-    option `along` names, or so many of the last ones. options: it shows with these. role: in tensors of this role
+    layer, dtypes: where it shows. argument, between: it shows where this argument or parameter of the layer, or its
+    "output", or "cotangent" for the gradient of that, times the option named `times` if any, lies between these two
+    numbers (both included). statistic, along: or where this statistic of the argument does, taken along the axes that
+    the option `along` names, or so many of the last ones. options: it shows with these. role: in tensors of this role
     alone, where it is named ("value" or "gradient").
     kinds: what disagrees ("value", "gradient", "nonfinite"). max_relative_error, max_absolute_error: how far
     it is off at most, as a share of the expected number plus a number, which for gradients is in units of the largest
@@ -123,6 +127,8 @@ class Divergence:
         held = (measured >= self.between[0]) & (measured <= self.between[1])
         if shape == argument.shape:
             return np.broadcast_to(held, shape)
+        if self.argument == OUTPUT:
+            return _parts_of(case, held, shape)
         per_slice = bool(self.along) and held.size == math.prod(shape)
         return held.reshape(shape) if per_slice else np.asarray(held.any())
 
@@ -135,7 +141,18 @@ class Divergence:
     def _located_by(self, case: Case, node: Node) -> np.ndarray:
         if self.argument == COTANGENT:
             return upcast(case.cotangent)
+        if self.argument == OUTPUT:
+            return NumpyReference().forward(case.network, case.exact_values, "float64").outputs[node.name]
         return case.exact_values[dict(node.sources)[self.argument]]
+
+
+def _parts_of(case: Case, held: np.ndarray, shape: Shape) -> np.ndarray:
+    """Mask of the elements, of the arguments of this shape, that the outputs which are held depend on."""
+    reference = NumpyReference()
+    forward = reference.forward(case.network, case.exact_values, "float64")
+    gradients = reference.backward(forward, held.astype(np.float64))
+    given = [each for name, each in gradients.items() if name in case.values and each.shape == shape]
+    return np.any([each != 0 for each in given], axis=0) if given else np.full(shape, bool(held.any()))
 
 
 def _largest(array: np.ndarray) -> float:
@@ -211,7 +228,7 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "layer", [entry["layer"]], LAYERS)
     options = [option.name for option in LAYERS[entry["layer"]].options]
     arguments = _arguments(LAYERS[entry["layer"]])
-    _require_known(where, "argument", [entry["argument"]], [*arguments, COTANGENT])
+    _require_known(where, "argument", [entry["argument"]], [*arguments, COTANGENT, OUTPUT])
     _require_known(where, "option", entry.get("options", {}), options)
     _require_known(where, "option", [entry[name] for name in ("times", "along") if name in entry], options)
     _require_known(where, "witness argument", entry["witness"], arguments)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.reference.activations import sigmoid_backward, silu_backward, tanh_backward
+from gradproof.reference.activations import sigmoid_backward, silu_backward, softsign_forward, tanh_backward
 from gradproof.reference.attention import (
     multi_head_attention_backward,
     multi_head_attention_forward,
@@ -35,6 +35,7 @@ from gradproof.reference.common import (
     Gradients,
     log_one_plus_exp,
     magnitude,
+    one_sided,
     positive_part,
     reduce_loss,
     spread_cotangent,
@@ -60,8 +61,11 @@ from gradproof.reference.piecewise import (
     SELU_ALPHA,
     SELU_SCALE,
     celu_backward,
+    celu_forward,
     elu_backward,
+    elu_forward,
     selu_backward,
+    selu_forward,
 )
 from gradproof.reference.pooling import gather, lp_pool_backward, lp_pool_forward, sliding
 from gradproof.reference.recurrent import TANH, States, rnn_tanh_backward, unrolled
@@ -73,6 +77,7 @@ from gradproof.reference.reductions import (
     reduce_var_forward,
     squeezed,
 )
+from gradproof.reference.regression import huber_forward
 from gradproof.reference.softmax import (
     log_softmax_backward,
     logsumexp_backward,
@@ -321,6 +326,61 @@ def celu_by_exp(x: Array, *, alpha: float) -> tuple[Array, Any]:
     return np.where(x.real < 0, alpha * _below(x / alpha), x), (x, alpha)
 
 
+# The derivative of expm1 from its value.
+
+
+def _slope_from_value(x: Array) -> Array:
+    """exp(x) = expm1(x) + 1, of which nothing is left far below 0."""
+    return np.expm1(-positive_part(-x)) + 1.0
+
+
+def elu_from_value(dout: Array, cache: tuple[Array, float, float]) -> Gradients:
+    """f'(x) = alpha (expm1(x) + 1) below 0, 1 above."""
+    x, alpha, at_zero = cache
+    return {"x": dout * one_sided(x, alpha * _slope_from_value(x), 1.0, at_zero)}
+
+
+def selu_from_value(dout: Array, cache: tuple[Array, float]) -> Gradients:
+    """f'(x) = scale alpha (expm1(x) + 1) below 0, scale above."""
+    x, at_zero = cache
+    return {"x": dout * SELU_SCALE * one_sided(x, SELU_ALPHA * _slope_from_value(x), 1.0, at_zero)}
+
+
+def celu_from_value(dout: Array, cache: tuple[Array, float]) -> Gradients:
+    """f'(x) = expm1(x / alpha) + 1 below 0, 1 above."""
+    x, alpha = cache
+    return {"x": dout * np.where(x.real < 0, _slope_from_value(x / alpha), 1.0)}
+
+
+# Derivatives of two terms, one by one, which cancel.
+
+
+def softsign_of_quotient(x: Array) -> tuple[Array, Any]:
+    """f(x) = x / b, b = 1 + |x|."""
+    out, below = softsign_forward(x)
+    return out, (magnitude(x), below)
+
+
+def softsign_of_quotient_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
+    """dx = g / b - g |x| / b^2: near 1 / |x| each, of which 1 / x^2 is left."""
+    size, below = cache
+    return {"x": dout / below - dout * (size / below / below)}
+
+
+def huber_in_parts(x: Array, target: Array, *, delta: float, reduction: str) -> tuple[Array, Any]:
+    """l = c^2 / 2 + delta (|e| - c), c = |e|, but delta where it is more."""
+    out, (clipped, reduction) = huber_forward(x, target, delta=delta, reduction=reduction)
+    return out, (clipped, delta, reduction)
+
+
+def huber_in_parts_backward(dout: Array, cache: tuple[Array, float, str]) -> Gradients:
+    """dx = (g c - g delta + g delta) sign(e), the derivatives by c and by |e|."""
+    clipped, delta, reduction = cache
+    g = spread_cotangent(dout, clipped.shape, reduction)
+    dx = (g * (magnitude(clipped) - delta) + g * delta) * np.sign(clipped)
+    return {"x": dx, "target": -dx}
+
+
 # log cosh as a difference of logarithms.
 
 
@@ -392,6 +452,32 @@ def bce_with_logits_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     return bce_with_logits_backward(dout, cache) | {"x": dx}
 
 
+def bce_with_logits_by_logarithms(
+    x: Array, target: Array, weight: Array | None = None, pos_weight: Array | None = None, *, reduction: str
+) -> tuple[Array, tuple[Any, ...]]:
+    """l = weight ((1 - target) x + q log(1 + exp(-x))), two numbers near -x far below 0."""
+    p = np.ones_like(x) if pos_weight is None else pos_weight
+    out, (*_, reduction) = bce_with_logits_forward(x, target, weight, p, reduction=reduction)
+    return out, (x, target, weight, pos_weight, reduction)
+
+
+def bce_with_logits_by_logarithms_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dtarget = g (p log(1 + exp(-x)) - log(1 + exp(x))): near 0 and with p = 1 two numbers near 0.69."""
+    x, _, weight, pos_weight, reduction = cache
+    g = spread_cotangent(dout, x.shape, reduction) * (1.0 if weight is None else weight)
+    p = 1.0 if pos_weight is None else pos_weight
+    dtarget = g * p * log_one_plus_exp(-x) - g * log_one_plus_exp(x)
+    return bce_with_logits_backward(dout, cache) | {"target": dtarget}
+
+
+def multilabel_soft_margin_by_logarithms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dtarget = g log(1 + exp(-x)) - g log(1 + exp(x)), g = dout weight / C."""
+    x, _, factor, reduction = cache
+    g = factor * spread_cotangent(dout, x.shape[:-1], reduction)[..., None]
+    dtarget = g * log_one_plus_exp(-x) - g * log_one_plus_exp(x)
+    return multilabel_soft_margin_backward(dout, cache) | {"target": dtarget}
+
+
 def multilabel_soft_margin_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
     """dx = g exp(x - log(1 + exp(x))) - g target, g = dout weight / C."""
     x, target, factor, reduction = cache
@@ -439,6 +525,10 @@ VARIANCE = "g r - c r^3 sum(g c) / n, c = x - m"
 FOLDED = "x r - mean(x) r"
 OUTPUT_ROWS = "row sums of dO * O"
 EXP_LESS_ONE = "exp(x) - 1"
+FROM_EXPM1 = "expm1(x) + 1"
+OF_QUOTIENT = "1 / (1 + |x|) - |x| / (1 + |x|)^2"
+IN_PARTS = "(e - delta) + delta"
+LOGARITHMS = "log(1 + exp(-x)) and log(1 + exp(x)) one by one"
 DIFFERENCE = "logaddexp(e, -e) - log(2)"
 FROM_VALUES = "s (1 - s) of s(x) and s(-x)"
 BY_RSQRT = "v / sqrt(v . v), derived term by term"
@@ -489,11 +579,28 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "local_response_norm": (Algorithm(BY_POWER, (local_response_norm_forward, local_response_norm_through_power)),),
     "sigmoid_focal": (Algorithm(FROM_VALUES, (sigmoid_focal_forward, sigmoid_focal_from_values)),),
     "weight_norm": (Algorithm(BY_RSQRT, (weight_norm_by_rsqrt, weight_norm_by_rsqrt_backward)),),
-    "bce_with_logits": (Algorithm(LOGITS, (bce_with_logits_forward, bce_with_logits_in_terms)),),
-    "multilabel_soft_margin": (Algorithm(LOGITS, (multilabel_soft_margin_forward, multilabel_soft_margin_in_terms)),),
-    "elu": (Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),),
-    "selu": (Algorithm(EXP_LESS_ONE, (selu_by_exp, selu_backward)),),
-    "celu": (Algorithm(EXP_LESS_ONE, (celu_by_exp, celu_backward)),),
+    "bce_with_logits": (
+        Algorithm(LOGITS, (bce_with_logits_forward, bce_with_logits_in_terms)),
+        Algorithm(LOGARITHMS, (bce_with_logits_by_logarithms, bce_with_logits_by_logarithms_backward)),
+    ),
+    "multilabel_soft_margin": (
+        Algorithm(LOGITS, (multilabel_soft_margin_forward, multilabel_soft_margin_in_terms)),
+        Algorithm(LOGARITHMS, (multilabel_soft_margin_forward, multilabel_soft_margin_by_logarithms)),
+    ),
+    "softsign": (Algorithm(OF_QUOTIENT, (softsign_of_quotient, softsign_of_quotient_backward)),),
+    "huber": (Algorithm(IN_PARTS, (huber_in_parts, huber_in_parts_backward)),),
+    "elu": (
+        Algorithm(EXP_LESS_ONE, (elu_by_exp, elu_backward)),
+        Algorithm(FROM_EXPM1, (elu_forward, elu_from_value)),
+    ),
+    "selu": (
+        Algorithm(EXP_LESS_ONE, (selu_by_exp, selu_backward)),
+        Algorithm(FROM_EXPM1, (selu_forward, selu_from_value)),
+    ),
+    "celu": (
+        Algorithm(EXP_LESS_ONE, (celu_by_exp, celu_backward)),
+        Algorithm(FROM_EXPM1, (celu_forward, celu_from_value)),
+    ),
     "log_cosh": (Algorithm(DIFFERENCE, (log_cosh_by_logaddexp, log_cosh_by_logaddexp_backward), one_sided=True),),
     "tanh": (Algorithm(TANH_QUOTIENT, (tanh_by_quotient, tanh_backward)),),
     "rnn_tanh": (Algorithm(TANH_QUOTIENT, (rnn_tanh_by_quotient, rnn_tanh_backward)),),

@@ -16,6 +16,7 @@ from gradproof.kinks import one_node
 from gradproof.layer import Layer, Options
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of, by_folding
+from gradproof.registry import load_adapter
 
 Array = np.ndarray[Any, Any]
 PAIRS = [(layer, algorithm) for layer, algorithms in ALGORITHMS.items() for algorithm in algorithms]
@@ -92,7 +93,7 @@ def test_a_norm_by_plain_powers_is_named_where_they_are_far_from_1(layer: str, o
 
 @pytest.mark.parametrize("layer", ["bce_with_logits", "multilabel_soft_margin"])
 def test_a_logistic_function_from_its_logarithm_is_named_where_it_is_far_from_0(layer: str) -> None:
-    (algorithm,) = ALGORITHMS[layer]
+    algorithm, _ = ALGORITHMS[layer]
     x = [[11.338336777587301, 8.614882909803711, 1.8814765092304908]]
     case = one_node(LAYERS[layer], {"reduction": "sum"}, {"x": x, "target": [[1.0] * 3]}, "float32")
     found = examine(Subject(NumpyReference(rows={layer: algorithm.row}), {}), case)
@@ -258,6 +259,61 @@ def test_no_mistake_passes_as_an_algorithm(
         found = examined(layer, (forward, spoil(backward)), 15)
         assert sum(not each.agrees for each in found) >= 3
         assert {culprit.node.layer.name for each in found for culprit in each.culprits} == {layer}
+
+
+FAR_BELOW = {"x": [-30.0, -20.0, -9.0]}
+NEAR_HALF = {"x": [1e-3, -1e-3], "target": [0.5, 0.25]}
+EACH_LOSS = {"reduction": "none"}
+CANCELLING = [
+    *((layer, "expm1", {}, FAR_BELOW, ["jax"]) for layer in ("elu", "selu", "celu")),
+    ("softsign", "1 / (1 + |x|)", {}, {"x": [100.0, -60.0, 75.0, 90.0, -110.0, 85.0]}, ["torch"]),
+    ("huber", "(e - delta)", EACH_LOSS, {"x": [1e-3, -2e-3], "target": 0.0}, ["jax"]),
+    ("bce_with_logits", "log(1", EACH_LOSS, NEAR_HALF, ["jax"]),
+    ("bce_with_logits", "log(1", EACH_LOSS | {"pos_weighted": True}, {**NEAR_HALF, "pos_weight": 1.0}, ["torch"]),
+    ("bce_with_logits", "log(1", EACH_LOSS, {"x": [-1000.0, -20.0], "target": [1e-3, 2e-3]}, ["torch"]),
+    ("multilabel_soft_margin", "log(1", EACH_LOSS, {k: [each] for k, each in NEAR_HALF.items()}, ["torch"]),
+]
+"""Layer, the beginning of an algorithm's name, options, numbers at which its terms cancel, frameworks that have it."""
+CANCEL = pytest.mark.parametrize(("layer", "name", "options", "numbers", "frameworks"), CANCELLING)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@CANCEL
+def test_what_two_terms_leave_where_they_cancel_is_named_in_every_dtype(
+    layer: str, name: str, options: Options, numbers: Any, frameworks: list[str], dtype: str
+) -> None:
+    algorithm = next(each for each in ALGORITHMS[layer] if each.name.startswith(name))
+    case = one_node(LAYERS[layer], options, numbers, dtype)
+    found = examine(Subject(Narrow(rows={layer: algorithm.row}), {}), case)
+    assert found.agrees
+    assert {(layer, algorithm.name)} == set(found.accuracy)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@CANCEL
+def test_what_frameworks_leave_where_terms_cancel_is_no_disagreement(
+    layer: str, name: str, options: Options, numbers: Any, frameworks: list[str], dtype: str
+) -> None:
+    case = one_node(LAYERS[layer], options, numbers, dtype)
+    for framework in frameworks:
+        found = examine(Subject(load_adapter(framework), {}), case)
+        assert found.agrees
+        assert all(layer == own and name in told for own, told in found.accuracy)
+
+
+@pytest.mark.parametrize("factor", [0.5, -1.0, 1.25])
+@CANCEL
+def test_where_terms_cancel_no_factor_passes_in_half_precision(
+    layer: str, name: str, options: Options, numbers: Any, frameworks: list[str], factor: float
+) -> None:
+    """Though the coarser classes of arithmetic are open to an algorithm too."""
+    algorithm = next(each for each in ALGORITHMS[layer] if each.name.startswith(name))
+    assert algorithm.row is not None
+    ordinary = {"x": [-0.9, 0.3, 0.8], "target": [0.1, 0.7, 0.4], "pos_weight": 2.0}
+    ordinary = {key: [each] if np.ndim(numbers[key]) == 2 else each for key, each in ordinary.items() if key in numbers}
+    case = one_node(LAYERS[layer], options, ordinary, "float16")
+    for forward, backward in ((LAYERS[layer].forward, LAYERS[layer].backward), algorithm.row):
+        assert not examine(Subject(Narrow(rows={layer: (forward, scaled(backward, factor))}), {}), case).agrees
 
 
 @EACH

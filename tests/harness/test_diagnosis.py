@@ -95,7 +95,8 @@ def test_every_hypothesis_is_the_name_of_a_fault() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_no_hypothesis_is_stated_of_faults_of_other_kinds(name: str) -> None:
-    """But where both give the same numbers: half is 1/N where N = 2, two elements flipped are shifted."""
+    """But where both give the same numbers: half is 1/N where N = 2, two elements flipped are shifted, a query that
+    sees nothing has the gradient 0."""
     same = {
         frozenset(pair)
         for pair in (
@@ -107,6 +108,7 @@ def test_no_hypothesis_is_stated_of_faults_of_other_kinds(name: str) -> None:
             ("halves exchanged", "flipped"),
             ("halves exchanged", "shifted"),
             ("mask missing", "another causal mask"),
+            ("zero", "another causal mask"),
         )
     }
     others = [fault for fault in NAMED.values() if fault.named not in (None, name)]

@@ -18,7 +18,15 @@ from gradproof.adapter import Adapter, Forward
 from gradproof.agreement import Evidence, TensorCheck
 from gradproof.case import Case
 from gradproof.check import Report, check
-from gradproof.divergence import COTANGENT, Divergence, DivergenceError, divergences_of, explanation, read_divergences
+from gradproof.divergence import (
+    COTANGENT,
+    OUTPUT,
+    Divergence,
+    DivergenceError,
+    divergences_of,
+    explanation,
+    read_divergences,
+)
 from gradproof.dtypes import VALID_DTYPES
 from gradproof.examination import Examination, Subject, examine
 from gradproof.kinks import one_node, stale_divergences, witness_case
@@ -408,6 +416,31 @@ def test_an_entry_may_be_located_by_the_cotangent() -> None:
     assert examined(case, replace(entry, between=(1.5, 1.5), statistic="largest"), row=row).known
 
 
+def test_an_entry_may_be_located_by_the_output() -> None:
+    """A gradient's element is located where it is a part of such an output."""
+    layer, options = LAYERS["lp_pool"], {"p": 1, "kernel": 2, "stride": 2}
+    case = one_node(layer, options, {"x": [[[1.0, -1.0, 3.0, 4.0]]]}, "float64")
+    entry = replace(READ, layer="lp_pool", argument="output", between=(0.0, 0.0), kinds=("gradient",))
+    assert entry.located(case, (1, 1, 2)).tolist() == [[[True, False]]]
+    assert entry.located(case, (1, 1, 4)).tolist() == [[[True, True, False, False]]]
+    for part, known in ((slice(0, 2), True), (slice(1, 3), False)):
+        row = layer.forward, _with_nothing_in(part)
+        examination = examine(
+            Subject(NumpyReference(rows={"lp_pool": row}), {}, (replace(entry, max_relative_error=1.0),)), case
+        )
+        assert not examination.agrees
+        assert examination.known is known
+
+
+def _with_nothing_in(part: slice) -> Callable[..., Any]:
+    def backward(dout: Array, cache: Any) -> dict[str, Array]:
+        dx = np.array(LAYERS["lp_pool"].backward(dout, cache)["x"])
+        dx[..., part] = 0.0
+        return {"x": dx}
+
+    return backward
+
+
 def test_a_product_too_small_for_the_dtype_is_no_zero() -> None:
     case = one_node(LAYERS["reduce_sum"], {"axes": (1,)}, {"x": [[1e-200, 1e-200], [0.0, 1.0]]}, "float64")
     entry = replace(READ, layer="reduce_sum", between=(0.0, 1e-300), statistic="smallest product", along="axes")
@@ -634,7 +667,8 @@ def test_every_entry_names_what_exists(name: str) -> None:
         assert set(entry.dtypes) <= set(VALID_DTYPES)
         assert set(entry.kinds) <= {"value", "gradient", "nonfinite"}
         case = witness_case(entry, entry.dtypes[0])
-        located_by = case.values | {COTANGENT: case.cotangent}
+        output = NumpyReference().forward(case.network, case.exact_values, "float64").outputs[case.network.output]
+        located_by = case.values | {COTANGENT: case.cotangent, OUTPUT: output}
         assert {entry.argument, *entry.witness} <= located_by.keys()
         assert entry.located(case, located_by[entry.argument].shape).any()
         assert entry.link.startswith("https://")

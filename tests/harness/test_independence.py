@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-VOCABULARY = {"gradproof.layer", "gradproof.network", "gradproof.adapter"}
+VOCABULARY = {"gradproof.layer", "gradproof.network", "gradproof.adapter", "gradproof.dtypes"}
 ALLOWED = {
     "reference": {"numpy", "scipy.special", *VOCABULARY, "gradproof.reference"},
     "adapters": {"numpy", "platformdirs", "torch", "jax", "optax", "flax", *VOCABULARY, "gradproof.adapters"},
