@@ -38,20 +38,20 @@ types: .venv/installed
 
 soak: NETWORKS = 20000
 soak: .venv/installed
-	$(BIN)/python -m gradproof.soak --networks $(NETWORKS) --seed $(SEED) --page docs/trust.md $(SOAK)
+	$(BIN)/python -m gradproof.trust.soak --networks $(NETWORKS) --seed $(SEED) --page docs/trust.md $(SOAK)
 
 mutants: .venv/installed
-	$(BIN)/python -m gradproof.mutants --seed $(SEED) --page docs/trust.md
+	$(BIN)/python -m gradproof.trust.mutants --seed $(SEED) --page docs/trust.md
 
 # Networks this small run fastest on one thread.
 graded: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m gradproof.graded --seed $(SEED) --page docs/trust.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m gradproof.trust.graded --seed $(SEED) --page docs/trust.md
 
 factors: .venv/installed
-	$(BIN)/python -m gradproof.factors --seed $(SEED) --page docs/trust.md
+	$(BIN)/python -m gradproof.trust.factors --seed $(SEED) --page docs/trust.md
 
 trust: .venv/installed
-	$(BIN)/python -m gradproof.trust
+	$(BIN)/python -m gradproof.trust.measure
 
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/throughput.py

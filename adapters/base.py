@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import Layer, Options
-from gradproof.network import Node
+from gradproof.model.layer import Layer, Options
+from gradproof.model.network import Node
 
 Row = Callable[..., Any]
 

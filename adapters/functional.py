@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Forward
 from gradproof.adapters.base import TableAdapter, is_floating
-from gradproof.network import Network, Node
+from gradproof.model.adapter import Forward
+from gradproof.model.network import Network, Node
 
 Arrays = Mapping[str, Any]
 

@@ -21,12 +21,12 @@ import optax
 import platformdirs
 from jax.scipy.special import xlog1py, xlogy
 
-from gradproof.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
 from gradproof.adapters.base import Composed, Row
 from gradproof.adapters.functional import Arrays, FunctionalAdapter
-from gradproof.dtypes import limits
-from gradproof.layer import Options
-from gradproof.network import Network, Node
+from gradproof.model.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
+from gradproof.model.dtypes import limits
+from gradproof.model.layer import Options
+from gradproof.model.network import Network, Node
 
 JITS = ("layer", "network")
 KEPT = 4

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.adapter import Forward
 from gradproof.adapters.base import TableAdapter
-from gradproof.network import Network
+from gradproof.model.adapter import Forward
+from gradproof.model.network import Network
 
 
 class TapeAdapter(TableAdapter):

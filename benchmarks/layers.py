@@ -22,8 +22,8 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from gradproof.adapters.torch import TorchAdapter
-from gradproof.layer import REAL, Domain, OptionValue, Shape
-from gradproof.network import Input, Network, Node
+from gradproof.model.layer import REAL, Domain, OptionValue, Shape
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 
 

@@ -17,13 +17,13 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-import gradproof.examination
+import gradproof.verdict.examination
 from gradproof.adapters.jax import JaxAdapter
 from gradproof.adapters.torch import TorchAdapter
-from gradproof.check import Run
-from gradproof.drawing import Drawn, draw_each
-from gradproof.dtypes import DTYPES
-from gradproof.equations import Equation, Equations
+from gradproof.draw.drawing import Drawn, draw_each
+from gradproof.model.dtypes import DTYPES
+from gradproof.run.check import Run
+from gradproof.verdict.equations import Equation, Equations
 
 
 class Stopwatch:
@@ -63,7 +63,7 @@ def instrumented(watch: Stopwatch) -> Iterator[None]:
         (TorchAdapter, "backward", "torch"),
         (JaxAdapter, "forward", "jax"),
         (JaxAdapter, "backward", "jax"),
-        (gradproof.examination, "judge", "comparison"),
+        (gradproof.verdict.examination, "judge", "comparison"),
     )
     watch.seconds |= dict.fromkeys((name for _, _, name in parts), 0.0)
     patches = [patch.object(owner, name, watch.timed(part, getattr(owner, name))) for owner, name, part in parts]

@@ -10,20 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradproof.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
-from gradproof.architectures import ARCHITECTURES
-from gradproof.case import SpecError, json_safe, load_case
-from gradproof.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, replay
-from gradproof.divergence import DivergenceError
-from gradproof.drawing import MAX_NODES
-from gradproof.dtypes import DTYPES, HALF, VALID_DTYPES
-from gradproof.examples import EXAMPLES, UnknownExampleError, example
-from gradproof.progress import progress, tracked
+from gradproof.draw.architectures import ARCHITECTURES
+from gradproof.draw.drawing import MAX_NODES
+from gradproof.draw.examples import EXAMPLES, UnknownExampleError, example
+from gradproof.model.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
+from gradproof.model.case import SpecError, json_safe, load_case
+from gradproof.model.dtypes import DTYPES, HALF, VALID_DTYPES
 from gradproof.reference import LAYERS
-from gradproof.registry import adapter_names, load_adapter, load_adapters
-from gradproof.report import OutputConsole, conventions_table, diff, summary
-from gradproof.support import arithmetic_of, layers_markdown, layers_table, layers_to_json
-from gradproof.walk import render_walk, walk
+from gradproof.run.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, replay
+from gradproof.show.layers import arithmetic_of, layers_markdown, layers_table, layers_to_json
+from gradproof.show.progress import progress, tracked
+from gradproof.show.report import OutputConsole, conventions_table, diff, summary
+from gradproof.show.walk import render_walk, walk
+from gradproof.subject.registry import adapter_names, load_adapter, load_adapters
+from gradproof.verdict.divergence import DivergenceError
 
 AGREEMENT, DISAGREEMENT, USAGE, INTERRUPTED = 0, 1, 2, 130
 

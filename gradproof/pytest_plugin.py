@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:  # the harness is only imported when a test asks for it, so that other suites start fast
-    from gradproof.check import Run
+    from gradproof.run.check import Run
 
 DEFAULT_ADAPTERS = ("reference", "torch", "jax")
 DEFAULT_NETWORKS = 50
@@ -73,12 +73,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _require_known_names(config: pytest.Config) -> None:
-    from gradproof.adapter import AdapterError
-    from gradproof.check import UsageError, require_known
-    from gradproof.dtypes import VALID_DTYPES
-    from gradproof.equations import ARITHMETICS
+    from gradproof.model.adapter import AdapterError
+    from gradproof.model.dtypes import VALID_DTYPES
     from gradproof.reference import LAYERS
-    from gradproof.registry import load_adapter
+    from gradproof.run.check import UsageError, require_known
+    from gradproof.subject.registry import load_adapter
+    from gradproof.verdict.equations import ARITHMETICS
 
     try:
         require_known("dtype", config.getoption("--dtype") or (), VALID_DTYPES)
@@ -94,7 +94,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per adapter and dtype for every test that asks for a `gradproof_run`."""
     if "gradproof_run" not in metafunc.fixturenames:
         return
-    from gradproof.dtypes import DTYPES
+    from gradproof.model.dtypes import DTYPES
 
     adapters: Sequence[str] = metafunc.config.getoption("--adapter") or DEFAULT_ADAPTERS
     dtypes: Sequence[str] = metafunc.config.getoption("--dtype") or DTYPES
@@ -120,9 +120,9 @@ def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Ru
 
     A built-in adapter whose framework is missing skips; one that was asked for by name is an error.
     """
-    from gradproof.adapter import AdapterError
-    from gradproof.check import Run
-    from gradproof.registry import load_adapter
+    from gradproof.model.adapter import AdapterError
+    from gradproof.run.check import Run
+    from gradproof.subject.registry import load_adapter
 
     try:
         adapter = load_adapter(target.adapter)
@@ -147,7 +147,7 @@ def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Ru
 
 def pytest_report_header(config: pytest.Config) -> str:
     """The versions of the adapters that were asked for, or that are there."""
-    from gradproof.registry import describe_adapter
+    from gradproof.subject.registry import describe_adapter
 
     return "gradproof: " + ", ".join(map(describe_adapter, config.getoption("--adapter") or DEFAULT_ADAPTERS))
 

@@ -5,7 +5,7 @@ Everything that depends on which layers exist derives from `LAYERS`.
 
 from __future__ import annotations
 
-from gradproof.layer import Layer
+from gradproof.model.layer import Layer
 from gradproof.reference import (
     activations,
     attention,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import xlog1py, xlogy
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     MAX_RANK,
     REAL,
     UNIT,

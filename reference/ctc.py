@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     Argument,
     Choice,
     Domain,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradproof.layer import MASK, Argument, Domain, Layer, Option, Options, Real, Shape, ShapeError, same_shape
+from gradproof.model.layer import MASK, Argument, Domain, Layer, Option, Options, Real, Shape, ShapeError, same_shape
 from gradproof.reference.common import Array, Gradients
 
 

@@ -12,7 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradproof.layer import MAX_RANK, Axis, Choice, Kink, Layer, Option, Options, OptionValue, Shape, ShapeError, Size
+from gradproof.model.layer import (
+    MAX_RANK,
+    Axis,
+    Choice,
+    Kink,
+    Layer,
+    Option,
+    Options,
+    OptionValue,
+    Shape,
+    ShapeError,
+    Size,
+)
 from gradproof.reference.activations import (
     gelu_backward,
     gelu_forward,

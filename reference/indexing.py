@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     MASK,
     MAX_RANK,
     Argument,

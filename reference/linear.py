@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     MAX_RANK,
     Argument,
     Choice,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     POSITIVE,
     REAL,
     UNIT,

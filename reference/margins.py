@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     LABEL,
     MAX_RANK,
     REAL,

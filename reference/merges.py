@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     MAX_RANK,
     Argument,
     Axis,

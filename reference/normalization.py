@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     MAX_RANK,
     Argument,
     Choice,

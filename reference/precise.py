@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import erfcx, ndtr
 
-from gradproof.layer import Layer
+from gradproof.model.layer import Layer
 from gradproof.reference import activations as textbook
 from gradproof.reference.common import Array, Gradients, clamp, logistic, magnitude
 from gradproof.reference.gated import Unit, unit_backward, unit_forward

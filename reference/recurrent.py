@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import Argument, Choice, Integer, Layer, Option, Options, Shape, ShapeError, Size
+from gradproof.model.layer import Argument, Choice, Integer, Layer, Option, Options, Shape, ShapeError, Size
 from gradproof.reference.common import Array, Gradients, logistic
 
 States = tuple[Any, ...]

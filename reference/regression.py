@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import (
+from gradproof.model.layer import (
     POSITIVE,
     REAL,
     Argument,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradproof.layer import MAX_RANK, Layer, NewShape, Option, Options, OptionValue, Shape, is_integer
+from gradproof.model.layer import MAX_RANK, Layer, NewShape, Option, Options, OptionValue, Shape, is_integer
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 

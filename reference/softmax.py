@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.layer import MAX_RANK, UNIT, Axes, Axis, Choice, Layer, Option, Options, Shape, normalized_shape
+from gradproof.model.layer import MAX_RANK, UNIT, Axes, Axis, Choice, Layer, Option, Options, Shape, normalized_shape
 from gradproof.reference.common import Array, Gradients
 
 

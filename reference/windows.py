@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gradproof.layer import ShapeError
+from gradproof.model.layer import ShapeError
 from gradproof.reference.common import Array
 
 

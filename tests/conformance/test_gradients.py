@@ -8,14 +8,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from gradproof.architectures import ARCHITECTURES, drawn_architectures, layers_of
-from gradproof.case import save_case
-from gradproof.check import FAILURE_DIRECTORY, Run
-from gradproof.drawing import BACKEND, Drawn, drawn_networks
-from gradproof.examination import Examination
-from gradproof.examples import EXAMPLES
+from gradproof.draw.architectures import ARCHITECTURES, drawn_architectures, layers_of
+from gradproof.draw.drawing import BACKEND, Drawn, drawn_networks
+from gradproof.draw.examples import EXAMPLES
+from gradproof.model.case import save_case
 from gradproof.pytest_plugin import Target
-from gradproof.report import diff_text, headline
+from gradproof.run.check import FAILURE_DIRECTORY, Run
+from gradproof.show.report import diff_text, headline
+from gradproof.verdict.examination import Examination
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 """All but the phase that explains a failure by tracing lines: the per-layer diff says more, at once."""

@@ -13,8 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gradproof import agreement
-from gradproof.agreement import (
+from gradproof.draw.drawing import Drawn
+from gradproof.model.case import Case
+from gradproof.model.dtypes import VALID_DTYPES, limits
+from gradproof.model.network import Input, Network, Node
+from gradproof.reference import LAYERS, PRECISE, NumpyReference
+from gradproof.verdict import agreement
+from gradproof.verdict.agreement import (
     FEW_RUNS,
     MANY_RUNS,
     SUFFICIENT,
@@ -24,13 +29,8 @@ from gradproof.agreement import (
     judge,
     unknown,
 )
-from gradproof.case import Case
-from gradproof.drawing import Drawn
-from gradproof.dtypes import VALID_DTYPES, limits
-from gradproof.equations import EVERY, INSIDE, STORED, Arithmetic, Equations, Floor, Statement
-from gradproof.examination import Subject, examine
-from gradproof.network import Input, Network, Node
-from gradproof.reference import LAYERS, PRECISE, NumpyReference
+from gradproof.verdict.equations import EVERY, INSIDE, STORED, Arithmetic, Equations, Floor, Statement
+from gradproof.verdict.examination import Subject, examine
 
 Array = np.ndarray[Any, Any]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.drawing import Drawn, draw_each
-from gradproof.examination import Examination, Subject, examine
-from gradproof.kinks import one_node
-from gradproof.layer import Layer, Options
+from gradproof.draw.drawing import Drawn, draw_each
+from gradproof.model.layer import Layer, Options
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of, by_folding
-from gradproof.registry import load_adapter
+from gradproof.subject.registry import load_adapter
+from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.kinks import one_node
 
 Array = np.ndarray[Any, Any]
 PAIRS = [(layer, algorithm) for layer, algorithms in ALGORITHMS.items() for algorithm in algorithms]

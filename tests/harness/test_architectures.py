@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradproof.architectures import ARCHITECTURES, Sketch, drawn_architectures, layers_of
-from gradproof.check import UsageError, check
-from gradproof.network import NetworkError
+from gradproof.draw.architectures import ARCHITECTURES, Sketch, drawn_architectures, layers_of
+from gradproof.model.network import NetworkError
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.run.check import UsageError, check
 
 WANTED = {
     "lenet5": {"conv2d", "avg_pool2d", "tanh", "linear", "cross_entropy"},

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import Forward
-from gradproof.arithmetic import FEWEST_PROBES, MOST_PROBES, PATIENT_PROBES, Classes, Evidence, Probe
-from gradproof.case import Case, jittered, redrawn, upcast
-from gradproof.dtypes import HALF, is_floating
-from gradproof.equations import EVERY, INSIDE, STORED, Arithmetic, Equations
-from gradproof.examination import Examination, Subject, examine
-from gradproof.layer import Layer, Options, OptionValue, index_domain
-from gradproof.network import Input, Network, Node
-from gradproof.noise import Rounding, observe, rounded_inside
+from gradproof.model.adapter import Forward
+from gradproof.model.case import Case, jittered, redrawn, upcast
+from gradproof.model.dtypes import HALF, is_floating
+from gradproof.model.layer import Layer, Options, OptionValue, index_domain
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.running import run
+from gradproof.verdict.arithmetic import FEWEST_PROBES, MOST_PROBES, PATIENT_PROBES, Classes, Evidence, Probe
+from gradproof.verdict.equations import EVERY, INSIDE, STORED, Arithmetic, Equations
+from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.noise import Rounding, observe, rounded_inside
+from gradproof.verdict.running import run
 
 Array = np.ndarray[Any, Any]
 
@@ -241,7 +241,7 @@ def test_errors_to_one_side_are_what_tells_a_fault_from_a_coarse_arithmetic(monk
     """In size, 3 % of one element are what bfloat16 may lose where every operation rounds."""
     case = alone("linear", features=4, use_bias=False)
     adapter = scaled("linear", "weight", 1.03)
-    monkeypatch.setattr("gradproof.arithmetic._one_sided", lambda roundings: False)
+    monkeypatch.setattr("gradproof.verdict.arithmetic._one_sided", lambda roundings: False)
     assert found_class(adapter, case) == "every"
     assert examined(adapter, case).agrees
 

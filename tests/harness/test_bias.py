@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.bias import FEWEST, OFTEN, Evidence, Scale
-from gradproof.case import Case, load_case, redrawn
-from gradproof.check import Report, check
-from gradproof.dtypes import HALF, limits
-from gradproof.equations import Equations
-from gradproof.examination import Subject
-from gradproof.kinks import one_node
+from gradproof.model.case import Case, load_case, redrawn
+from gradproof.model.dtypes import HALF, limits
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
-from gradproof.report import biases
-from gradproof.rounded import RoundedOnce
-from gradproof.running import run
+from gradproof.run.check import Report, check
+from gradproof.show.report import biases
+from gradproof.trust.rounded import RoundedOnce
+from gradproof.verdict.bias import FEWEST, OFTEN, Evidence, Scale
+from gradproof.verdict.equations import Equations
+from gradproof.verdict.examination import Subject
+from gradproof.verdict.kinks import one_node
+from gradproof.verdict.running import run
 
 Array = np.ndarray[Any, Any]
 ROUNDING = 2.0**-9

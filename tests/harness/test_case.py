@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from gradproof.case import SCHEMA, Case, SpecError, case_from_json, load_case, network_from_json, save_case
-from gradproof.drawing import Drawn, drawn_networks
-from gradproof.dtypes import VALID_DTYPES, limits
-from gradproof.layer import UNIT, index_domain
-from gradproof.network import Input, Network, NetworkError, Node
+from gradproof.draw.drawing import Drawn, drawn_networks
+from gradproof.model.case import SCHEMA, Case, SpecError, case_from_json, load_case, network_from_json, save_case
+from gradproof.model.dtypes import VALID_DTYPES, limits
+from gradproof.model.layer import UNIT, index_domain
+from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 
 LAYER_NAMES = ", ".join(LAYERS)

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.agreement import THRESHOLD
-from gradproof.case import load_case
-from gradproof.check import Disagreement
 from gradproof.cli import AGREEMENT, DISAGREEMENT, INTERRUPTED, USAGE, main
-from gradproof.examples import EXAMPLES
+from gradproof.draw.examples import EXAMPLES
+from gradproof.model.case import load_case
 from gradproof.reference import LAYERS
 from gradproof.reference.algorithms import DIFFERENCE
-from gradproof.registry import adapter_names
+from gradproof.run.check import Disagreement
+from gradproof.subject.registry import adapter_names
+from gradproof.verdict.agreement import THRESHOLD
 
 VERSION = f"NumPy {np.__version__}"
 COMMANDS = ("check", "layers", "replay", "walk")
@@ -634,7 +634,7 @@ def test_an_interrupt_before_anything_was_examined(gradproof: Command, monkeypat
     def interrupt(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradproof.isolation.load_adapter", interrupt)
+    monkeypatch.setattr("gradproof.subject.isolation.load_adapter", interrupt)
     result = gradproof("check", "--adapter", "reference")
     assert (result.code, result.out, result.err) == (INTERRUPTED, "", "gradproof: interrupted\n")
 

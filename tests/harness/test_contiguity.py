@@ -17,11 +17,11 @@ pytest.importorskip("torch", reason="torch is not installed: pip install 'gradpr
 import torch
 
 from gradproof.adapters.torch import ROWS, TorchAdapter
-from gradproof.drawing import Drawn
-from gradproof.examination import Subject, examine
-from gradproof.layer import OptionValue
-from gradproof.network import Input, Network, Node
+from gradproof.draw.drawing import Drawn
+from gradproof.model.layer import OptionValue
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS
+from gradproof.verdict.examination import Subject, examine
 
 
 def in_a_row(dout: torch.Tensor) -> torch.Tensor:

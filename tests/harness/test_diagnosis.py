@@ -13,22 +13,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradproof.adapter import Adapter, Forward
-from gradproof.agreement import Evidence, judge
-from gradproof.case import Case
-from gradproof.check import Report, check, disagreements
-from gradproof.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn
-from gradproof.drawing import Drawn, draw_each
-from gradproof.equations import Equations
-from gradproof.examination import Examination, Subject, examine
-from gradproof.faults import FAULTS, KERNEL_FAULTS, KIND_FAULTS, Fault
-from gradproof.hypotheses import HYPOTHESES
-from gradproof.layer import REAL, OptionValue
-from gradproof.network import Input, Network, Node
-from gradproof.noise import tensors
+from gradproof.draw.drawing import Drawn, draw_each
+from gradproof.model.adapter import Adapter, Forward
+from gradproof.model.case import Case
+from gradproof.model.layer import REAL, OptionValue
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference import attention as reference_attention
-from gradproof.rows import rows
+from gradproof.run.check import Report, check, disagreements
+from gradproof.trust.faults import FAULTS, KERNEL_FAULTS, KIND_FAULTS, Fault
+from gradproof.verdict.agreement import Evidence, judge
+from gradproof.verdict.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn
+from gradproof.verdict.equations import Equations
+from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.hypotheses import HYPOTHESES
+from gradproof.verdict.noise import tensors
+from gradproof.verdict.rows import rows
 
 Array = np.ndarray[Any, Any]
 BFLOAT16 = ml_dtypes.bfloat16

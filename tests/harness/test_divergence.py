@@ -14,11 +14,17 @@ import numpy as np
 import pytest
 
 import gradproof.adapters
-from gradproof.adapter import Adapter, Forward
-from gradproof.agreement import Evidence, TensorCheck
-from gradproof.case import Case
-from gradproof.check import Report, check
-from gradproof.divergence import (
+from gradproof.model.adapter import Adapter, Forward
+from gradproof.model.case import Case
+from gradproof.model.dtypes import VALID_DTYPES
+from gradproof.model.layer import Layer, Options
+from gradproof.model.network import Input, Network, Node
+from gradproof.reference import LAYERS, NumpyReference
+from gradproof.reference.walk import Row
+from gradproof.run.check import Report, check
+from gradproof.subject.registry import load_adapter
+from gradproof.verdict.agreement import Evidence, TensorCheck
+from gradproof.verdict.divergence import (
     COTANGENT,
     OUTPUT,
     Divergence,
@@ -27,15 +33,9 @@ from gradproof.divergence import (
     explanation,
     read_divergences,
 )
-from gradproof.dtypes import VALID_DTYPES
-from gradproof.examination import Examination, Subject, examine
-from gradproof.kinks import one_node, stale_divergences, witness_case
-from gradproof.layer import Layer, Options
-from gradproof.network import Input, Network, Node
-from gradproof.noise import tensors
-from gradproof.reference import LAYERS, NumpyReference
-from gradproof.reference.walk import Row
-from gradproof.registry import load_adapter
+from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.kinks import one_node, stale_divergences, witness_case
+from gradproof.verdict.noise import tensors
 
 Array = np.ndarray[Any, Any]
 

@@ -19,9 +19,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gradproof.adapter import Adapter
-from gradproof.case import Case, case_from_json, network_from_json, network_to_json
-from gradproof.drawing import (
+from gradproof.draw.drawing import (
     BACKEND,
     EDGES,
     MAX_ELEMENTS,
@@ -31,11 +29,13 @@ from gradproof.drawing import (
     drawn_networks,
     networks,
 )
-from gradproof.dtypes import DTYPES
-from gradproof.faults import FAULTS
-from gradproof.layer import MAX_RANK, Axis, Choice, Integer, Integers, Layer, NewShape, Real, Shape, TrailingAxes
-from gradproof.network import Input, Network, Node
+from gradproof.model.adapter import Adapter
+from gradproof.model.case import Case, case_from_json, network_from_json, network_to_json
+from gradproof.model.dtypes import DTYPES
+from gradproof.model.layer import MAX_RANK, Axis, Choice, Integer, Integers, Layer, NewShape, Real, Shape, TrailingAxes
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.trust.faults import FAULTS
 
 DRAWS = 1000
 ONLY_GENERATE = settings(
@@ -291,7 +291,7 @@ import hashlib
 import sys
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
-import gradproof.drawing as drawing
+import gradproof.draw.drawing as drawing
 from hypothesis import strategies as st
 
 # More seeds than a network has, so that constants have their chance.

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.agreement import TensorCheck, judge
-from gradproof.case import Case
-from gradproof.dtypes import HALF
-from gradproof.equations import ARITHMETICS, EVERY, INSIDE, STORED, Equations, usable
-from gradproof.examination import Subject
-from gradproof.layer import OptionValue, index_domain
-from gradproof.network import Input, Network, Node
-from gradproof.noise import tensors
+from gradproof.model.case import Case
+from gradproof.model.dtypes import HALF
+from gradproof.model.layer import OptionValue, index_domain
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.algorithms import Algorithm
+from gradproof.verdict.agreement import TensorCheck, judge
+from gradproof.verdict.equations import ARITHMETICS, EVERY, INSIDE, STORED, Equations, usable
+from gradproof.verdict.examination import Subject
+from gradproof.verdict.noise import tensors
 
 Array = np.ndarray[Any, Any]
 Got = dict[str, Any]

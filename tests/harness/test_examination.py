@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from gradproof.adapter import TOLD, Adapter, Forward, told
-from gradproof.case import Case
-from gradproof.check import disagreements
-from gradproof.drawing import Drawn, drawn_networks
-from gradproof.examination import Examination, Subject, examine
-from gradproof.faults import FAULTS
-from gradproof.layer import UNIT, OptionValue
-from gradproof.network import Input, Network, Node
+from gradproof.draw.drawing import Drawn, drawn_networks
+from gradproof.model.adapter import TOLD, Adapter, Forward, told
+from gradproof.model.case import Case
+from gradproof.model.layer import UNIT, OptionValue
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Conventions
-from gradproof.rows import Row, rows
-from gradproof.running import TimeLimitError, time_limit
-from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
+from gradproof.run.check import disagreements
+from gradproof.trust.faults import FAULTS
+from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.rows import Row, rows
+from gradproof.verdict.running import TimeLimitError, time_limit
+from gradproof.verdict.sweep import Sweep, alone_as_the_sweep_has_it
 
 Array = np.ndarray[Any, Any]
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gradproof.adapter import Adapter, AdapterError, Forward
-from gradproof.examples import EXAMPLES, RING_SAMPLES, Example, Expected, UnknownExampleError, descend, example
-from gradproof.network import Input, Network, Node
+from gradproof.draw.examples import EXAMPLES, RING_SAMPLES, Example, Expected, UnknownExampleError, descend, example
+from gradproof.model.adapter import Adapter, AdapterError, Forward
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.activations import sigmoid_forward
 from gradproof.reference.linear import linear_backward, linear_forward
 from gradproof.reference.regression import half_squared_error_backward, half_squared_error_forward
-from gradproof.walk import Walk, render_walk, walk
+from gradproof.show.walk import Walk, render_walk, walk
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -548,7 +548,9 @@ def test_an_example_is_found_by_name(name: str) -> None:
 
 
 def test_importing_the_examples_imports_no_framework() -> None:
-    code = "import sys, gradproof.examples, gradproof.walk; print(sorted({'torch', 'jax'} & set(sys.modules)))"
+    code = (
+        "import sys, gradproof.draw.examples, gradproof.show.walk; print(sorted({'torch', 'jax'} & set(sys.modules)))"
+    )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout == "[]\n"
 

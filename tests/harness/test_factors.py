@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradproof import factors
-from gradproof.adapter import AdapterError
-from gradproof.factors import FACTOR, Found, look, main, measured, planted, scaled, shows, told
-from gradproof.kinks import first_gradient, one_node
+from gradproof.model.adapter import AdapterError
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.rounded import RoundedOnce
+from gradproof.trust.factors import FACTOR, Found, look, main, measured, planted, scaled, shows, told
+from gradproof.trust.measure import factors
+from gradproof.trust.rounded import RoundedOnce
+from gradproof.verdict.kinks import first_gradient, one_node
 
 
 @pytest.mark.parametrize(("layer", "place"), [("gelu", "x"), ("linear", "x"), ("relu", None), ("add", None)])

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import Adapter, Forward
-from gradproof.agreement import TensorCheck
-from gradproof.check import Report, check
-from gradproof.dtypes import DTYPES
-from gradproof.faults import FAULTS, MISBEHAVIOUR, ROW_FAULTS, SORTS, WALK_FAULTS, Fault
-from gradproof.network import Network
+from gradproof.model.adapter import Adapter, Forward
+from gradproof.model.dtypes import DTYPES
+from gradproof.model.network import Network
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.trust import NETWORKS, TIMEOUT, catch
+from gradproof.run.check import Report, check
+from gradproof.trust.faults import FAULTS, MISBEHAVIOUR, ROW_FAULTS, SORTS, WALK_FAULTS, Fault
+from gradproof.trust.measure import NETWORKS, TIMEOUT, catch
+from gradproof.verdict.agreement import TensorCheck
 
 SEED = 7
 

@@ -13,14 +13,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from gradproof import graded as measured
-from gradproof import long_sums, peers
-from gradproof.adapter import AdapterError
-from gradproof.case import Case
-from gradproof.drawing import Drawn
-from gradproof.dtypes import DTYPES
-from gradproof.examination import Subject
-from gradproof.graded import (
+from gradproof.draw.drawing import Drawn
+from gradproof.model.adapter import AdapterError
+from gradproof.model.case import Case
+from gradproof.model.dtypes import DTYPES
+from gradproof.model.network import Input, Network, Node
+from gradproof.reference import LAYERS, NumpyReference
+from gradproof.subject.registry import load_adapter
+from gradproof.trust.graded import (
     CAUGHT,
     DEEP,
     ELEMENT,
@@ -42,12 +42,12 @@ from gradproof.graded import (
     table,
     told,
 )
-from gradproof.long_sums import COARSE, FINE, LONG_SUMS, added_up, told_apart
-from gradproof.network import Input, Network, Node
-from gradproof.peers import FIXED, Place, Plant, Spoilt, Tool, tools_of
-from gradproof.reference import LAYERS, NumpyReference
-from gradproof.registry import load_adapter
-from gradproof.sweep import Sweep
+from gradproof.trust.long_sums import COARSE, FINE, LONG_SUMS, added_up, told_apart
+from gradproof.trust.measure import graded as measured
+from gradproof.trust.measure import long_sums, peers
+from gradproof.trust.peers import FIXED, Place, Plant, Spoilt, Tool, tools_of
+from gradproof.verdict.examination import Subject
+from gradproof.verdict.sweep import Sweep
 
 TWICE = 1.0
 """The size of a fault that doubles."""
@@ -354,14 +354,14 @@ def test_a_number_of_networks_that_is_none_is_refused(networks: str, capsys: pyt
 
 
 def test_help_teaches() -> None:
-    command = [sys.executable, "-m", "gradproof.graded", "--help"]
+    command = [sys.executable, "-m", "gradproof.trust.graded", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text = " ".join(text.split())
     assert "1 + a size" in text
-    assert "python -m gradproof.graded --networks 5 --framework torch" in text
+    assert "python -m gradproof.trust.graded --networks 5 --framework torch" in text
 
 
 def test_no_framework_is_imported_before_it_is_asked_for() -> None:
-    code = "import sys, gradproof.graded; print(sorted({'torch', 'jax'} & set(sys.modules)))"
+    code = "import sys, gradproof.trust.graded; print(sorted({'torch', 'jax'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import Adapter, Forward
-from gradproof.drawing import Drawn
-from gradproof.examination import Examination, Subject, examine
-from gradproof.faults import FAULTS
-from gradproof.network import Input, Network, Node
+from gradproof.draw.drawing import Drawn
+from gradproof.model.adapter import Adapter, Forward
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.registry import load_adapter
-from gradproof.report import headline
-from gradproof.rows import rows
-from gradproof.running import SECOND_PASS
+from gradproof.show.report import headline
+from gradproof.subject.registry import load_adapter
+from gradproof.trust.faults import FAULTS
+from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.rows import rows
+from gradproof.verdict.running import SECOND_PASS
 
 Array = np.ndarray[Any, Any]
 

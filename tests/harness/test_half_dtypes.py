@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import Adapter
-from gradproof.case import Case
-from gradproof.check import check
-from gradproof.drawing import draw_each
-from gradproof.dtypes import DTYPES, HALF, limits
-from gradproof.examination import Subject, examine
-from gradproof.kinks import one_node
-from gradproof.network import Input, Network, NetworkError, Node
+from gradproof.draw.drawing import draw_each
+from gradproof.model.adapter import Adapter
+from gradproof.model.case import Case
+from gradproof.model.dtypes import DTYPES, HALF, limits
+from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
-from gradproof.registry import load_adapter
+from gradproof.run.check import check
+from gradproof.subject.registry import load_adapter
+from gradproof.verdict.examination import Subject, examine
+from gradproof.verdict.kinks import one_node
 
 EACH_HALF = pytest.mark.parametrize("dtype", HALF)
 EACH_FRAMEWORK = pytest.mark.parametrize("name", ["torch", "jax"])

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from gradproof.drawing import Drawn, draw_each
-from gradproof.hypotheses import attention, gated, normalization, recurrent
-from gradproof.hypotheses.suspect import Guess, Suspect
-from gradproof.sweep import Sweep, alone_as_the_sweep_has_it
+from gradproof.draw.drawing import Drawn, draw_each
+from gradproof.verdict.hypotheses import attention, gated, normalization, recurrent
+from gradproof.verdict.hypotheses.suspect import Guess, Suspect
+from gradproof.verdict.sweep import Sweep, alone_as_the_sweep_has_it
 
 SEED = 3
 

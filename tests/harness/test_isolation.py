@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import AdapterError, EndedError, RelayedError
-from gradproof.case import Case, save_case
-from gradproof.check import Report, check, disagreements, replay
 from gradproof.cli import AGREEMENT, DISAGREEMENT, USAGE
-from gradproof.divergence import divergences_of
-from gradproof.drawing import Drawn
-from gradproof.examination import Examination, Subject, examine
-from gradproof.isolation import SECONDS_TO_LEAVE, Isolated, half_of_memory, loader
-from gradproof.network import Input, Network, Node
+from gradproof.draw.drawing import Drawn
+from gradproof.model.adapter import AdapterError, EndedError, RelayedError
+from gradproof.model.case import Case, save_case
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.registry import load_adapter
+from gradproof.run.check import Report, check, disagreements, replay
+from gradproof.subject.isolation import SECONDS_TO_LEAVE, Isolated, half_of_memory, loader
+from gradproof.subject.registry import load_adapter
+from gradproof.verdict.divergence import divergences_of
+from gradproof.verdict.examination import Examination, Subject, examine
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="adapters have processes of their own on Unix alone")
 
@@ -148,7 +148,7 @@ ENDINGS = {
 def test_what_ends_the_process_is_a_verdict(
     body: str, kind: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradproof.isolation.SECONDS_TO_LEAVE", 1.0)
+    monkeypatch.setattr("gradproof.subject.isolation.SECONDS_TO_LEAVE", 1.0)
     with closing(Isolated(mine(body), memory=0.5)) as adapter:
         timeout = 1.0 if kind == "timeout" else 60.0
         before = examined(adapter, WITHOUT)
@@ -461,7 +461,7 @@ def test_an_adapter_that_cannot_be_loaded(loading: str, message: str) -> None:
 
 
 def test_an_adapter_that_hangs_while_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradproof.isolation.SECONDS_TO_LOAD", 1.5)
+    monkeypatch.setattr("gradproof.subject.isolation.SECONDS_TO_LOAD", 1.5)
     with pytest.raises(AdapterError, match=r"cannot be loaded: no answer after 1.5 s"):
         Isolated(mine("return gradients", "time.sleep(60)"))
 

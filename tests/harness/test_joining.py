@@ -7,11 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradproof.case import Case
-from gradproof.drawing import Drawn, draw_each
-from gradproof.dtypes import VALID_DTYPES
-from gradproof.examination import Subject, examine
-from gradproof.joining import (
+from gradproof.draw.drawing import Drawn, draw_each
+from gradproof.draw.joining import (
     FELT,
     NODES,
     ORDINARY,
@@ -24,8 +21,11 @@ from gradproof.joining import (
     links,
     ordinary_parts,
 )
-from gradproof.network import Input, Network, Node
+from gradproof.model.case import Case
+from gradproof.model.dtypes import VALID_DTYPES
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.verdict.examination import Subject, examine
 
 SURROUNDINGS = Surroundings(ordinary_parts(1, 40))
 

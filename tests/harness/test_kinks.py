@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import Adapter, Forward
-from gradproof.case import Case
-from gradproof.check import Report, Run, check, replay
-from gradproof.dtypes import DTYPES
-from gradproof.examination import Subject, examine
-from gradproof.kinks import one_node, probe, probed_subject
-from gradproof.layer import Kink, Layer, Options
-from gradproof.network import Input, Network, Node
+from gradproof.model.adapter import Adapter, Forward
+from gradproof.model.case import Case
+from gradproof.model.dtypes import DTYPES
+from gradproof.model.layer import Kink, Layer, Options
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.common import one_sided
 from gradproof.reference.walk import Row
+from gradproof.run.check import Report, Run, check, replay
+from gradproof.verdict.examination import Subject, examine
+from gradproof.verdict.kinks import one_node, probe, probed_subject
 
 Array = np.ndarray[Any, Any]
 

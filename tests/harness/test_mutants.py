@@ -9,8 +9,9 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from gradproof import mutants
-from gradproof.mutants import (
+from gradproof.reference import LAYERS
+from gradproof.trust.measure import mutants
+from gradproof.trust.mutants import (
     Mutant,
     Outcome,
     backward_functions,
@@ -22,7 +23,6 @@ from gradproof.mutants import (
     summary,
     trials_of,
 )
-from gradproof.reference import LAYERS
 
 TANH = "activations.tanh_backward"
 LINEAR = "linear.linear_backward"

@@ -8,8 +8,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from gradproof.layer import REAL, UNIT, OptionValue, index_domain
-from gradproof.network import Input, Network, NetworkError, Node
+from gradproof.model.layer import REAL, UNIT, OptionValue, index_domain
+from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 
 X = Input("x", (2, 3))

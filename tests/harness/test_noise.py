@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from scipy.special import erf, ndtr, xlogy
 
-from gradproof import agreement, equations, noise
-from gradproof.adapter import Adapter
-from gradproof.agreement import FEW_RUNS, MANY_RUNS, judge
-from gradproof.case import Case
-from gradproof.drawing import draw_each
-from gradproof.dtypes import HALF, VALID_DTYPES, limits
-from gradproof.equations import EVERY, INSIDE, PEAK, STORED, Arithmetic, Equations, Floor
-from gradproof.examination import Examination, Subject, examine
-from gradproof.kinks import one_node
-from gradproof.layer import OptionValue
-from gradproof.network import Input, Network, Node
-from gradproof.noise import Noisy, Rounding, observe, rounded_inside, tensors
+from gradproof.draw.drawing import draw_each
+from gradproof.model.adapter import Adapter
+from gradproof.model.case import Case
+from gradproof.model.dtypes import HALF, VALID_DTYPES, limits
+from gradproof.model.layer import OptionValue
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
-from gradproof.sweep import Sweep
+from gradproof.verdict import agreement, equations, noise
+from gradproof.verdict.agreement import FEW_RUNS, MANY_RUNS, judge
+from gradproof.verdict.equations import EVERY, INSIDE, PEAK, STORED, Arithmetic, Equations, Floor
+from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.kinks import one_node
+from gradproof.verdict.noise import Noisy, Rounding, observe, rounded_inside, tensors
+from gradproof.verdict.sweep import Sweep
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

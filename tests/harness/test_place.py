@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof import place as module
-from gradproof.adapter import TOLD, told_where
-from gradproof.network import Input, Network, Node
-from gradproof.place import SHOWN, place
+from gradproof.model import place as module
+from gradproof.model.adapter import TOLD, told_where
+from gradproof.model.network import Input, Network, Node
+from gradproof.model.place import SHOWN, place
 from gradproof.reference import LAYERS, NumpyReference
 
 NETWORK = Network((Input("x", (2,)),), (Node.of("out", LAYERS["tanh"], "x"),))

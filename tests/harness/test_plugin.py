@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradproof.architectures import ARCHITECTURES
-from gradproof.case import load_case
+from gradproof.draw.architectures import ARCHITECTURES
+from gradproof.model.case import load_case
 from gradproof.reference import LAYERS
-from gradproof.registry import adapter_names
+from gradproof.subject.registry import adapter_names
 
 USAGE_ERROR = 4
 RANDOM = "test_every_gradient_agrees"
@@ -280,7 +280,7 @@ def test_a_missing_framework_that_was_asked_for_is_an_error(project: Path, witho
 UNTOUCHED = """
 import sys
 
-HARNESS = {"gradproof." + each for each in ("check", "drawing", "examination", "noise", "reference", "cli", "faults")}
+HARNESS = {"gradproof." + each for each in ("run", "draw", "verdict", "model", "reference", "cli", "trust")}
 
 
 def test_nothing_heavy_is_imported():

@@ -8,8 +8,8 @@ import time
 import pytest
 from rich.console import Console
 
-from gradproof import progress as module
-from gradproof.progress import progress, tracked
+from gradproof.show import progress as module
+from gradproof.show.progress import progress, tracked
 
 
 @pytest.fixture

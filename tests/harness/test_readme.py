@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gradproof.architectures import ARCHITECTURES
+from gradproof.draw.architectures import ARCHITECTURES
 from gradproof.reference import LAYERS
 
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradproof.adapter import AdapterError
-from gradproof.divergence import divergences_of
+from gradproof.model.adapter import AdapterError
 from gradproof.reference import NumpyReference
-from gradproof.registry import GROUP, adapter_names, describe_adapter, load_adapter, load_adapters
+from gradproof.subject.registry import GROUP, adapter_names, describe_adapter, load_adapter, load_adapters
+from gradproof.verdict.divergence import divergences_of
 
 EXPECTED = "expected package.module:Class or path/to/file.py:Class"
 
@@ -86,7 +86,9 @@ def refusal(name: str) -> str:
 def registered(monkeypatch: pytest.MonkeyPatch, **entries: str) -> None:
     """Let these entry points, name="module:attribute", be all that are installed."""
     found = [EntryPoint(name, value, GROUP) for name, value in entries.items()]
-    monkeypatch.setattr("gradproof.registry.entry_points", lambda group: [each for each in found if group == GROUP])
+    monkeypatch.setattr(
+        "gradproof.subject.registry.entry_points", lambda group: [each for each in found if group == GROUP]
+    )
 
 
 # Found.
@@ -385,7 +387,7 @@ def test_description_of_a_framework_that_is_not_installed(monkeypatch: pytest.Mo
     def not_installed(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("gradproof.registry.version", not_installed)
+    monkeypatch.setattr("gradproof.subject.registry.version", not_installed)
     assert describe_adapter("torch") == "torch not installed"
 
 
@@ -402,7 +404,7 @@ def test_description_of_another_projects_adapter(write: Write, monkeypatch: pyte
 
 DESCRIBE = """
 import sys
-from gradproof.registry import describe_adapter
+from gradproof.subject.registry import describe_adapter
 print(*map(describe_adapter, ("torch", "jax")), sep="\\n")
 print(sorted({"torch", "jax", "optax", "hypothesis", "rich"} & sys.modules.keys()))
 """

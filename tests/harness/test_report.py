@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from rich.console import RenderableType
 
-from gradproof.adapter import Adapter, Forward
-from gradproof.case import Case
-from gradproof.check import Report, Run, Tally, replay
-from gradproof.divergence import Divergence
-from gradproof.examination import Examination, Subject, examine
-from gradproof.faults import FAULTS, MISBEHAVIOUR
-from gradproof.layer import Layer, Options, OptionValue
-from gradproof.network import Input, Network, Node
+from gradproof.model.adapter import Adapter, Forward
+from gradproof.model.case import Case
+from gradproof.model.layer import Layer, Options, OptionValue
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.registry import load_adapter
-from gradproof.report import OutputConsole, closing_line, conventions_table, diff_text, headline, summary, warnings
-from gradproof.support import layers_table
+from gradproof.run.check import Report, Run, Tally, replay
+from gradproof.show.layers import layers_table
+from gradproof.show.report import OutputConsole, closing_line, conventions_table, diff_text, headline, summary, warnings
+from gradproof.subject.registry import load_adapter
+from gradproof.trust.faults import FAULTS, MISBEHAVIOUR
+from gradproof.verdict.divergence import Divergence
+from gradproof.verdict.examination import Examination, Subject, examine
 
 VERSION = f"NumPy {np.__version__}"
 

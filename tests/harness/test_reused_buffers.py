@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import Adapter, Forward
-from gradproof.case import Case, redrawn
-from gradproof.check import disagreements, replay
-from gradproof.drawing import Drawn
-from gradproof.examination import Examination, Subject, examine
-from gradproof.faults import FAULTS
-from gradproof.isolation import Isolated
-from gradproof.network import Input, Network, Node
+from gradproof.draw.drawing import Drawn
+from gradproof.model.adapter import Adapter, Forward
+from gradproof.model.case import Case, redrawn
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.report import diff_text, headline
-from gradproof.running import run
-from gradproof.watch import _given_out
+from gradproof.run.check import disagreements, replay
+from gradproof.show.report import diff_text, headline
+from gradproof.subject.isolation import Isolated
+from gradproof.subject.watch import _given_out
+from gradproof.trust.faults import FAULTS
+from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.running import run
 
 Array = np.ndarray[Any, Any]
 
@@ -373,7 +373,7 @@ def test_a_child_keeps_its_arrays_and_looks_at_them_again() -> None:
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_frameworks_give_new_arrays(name: str) -> None:
     pytest.importorskip(name, reason=f"needs pip install 'gradproof[{name}]'")
-    from gradproof.registry import load_adapter
+    from gradproof.subject.registry import load_adapter
 
     adapter: Adapter = load_adapter(name)
     of = case("sigmoid", "exp", "tanh")

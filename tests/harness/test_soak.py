@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradproof import soak
-from gradproof.sections import TRUST_PAGE
-from gradproof.soak import DRAWS, Distribution, Journal, JournalError, Outcome, Plan, main
+from gradproof.trust.measure import soak
+from gradproof.trust.sections import TRUST_PAGE
+from gradproof.trust.soak import DRAWS, Distribution, Journal, JournalError, Outcome, Plan, main
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--adapter", "reference", "--dtype", "float64", "--processes", "1"]
@@ -256,7 +256,7 @@ def test_a_short_soak_of_the_frameworks(tmp_path: Path) -> None:
     for framework in ("torch", "jax", "optax", "flax"):
         pytest.importorskip(framework, reason="needs pip install 'gradproof[torch,jax]'")
     arguments = ["--networks", "40", "--seed", "3", "--dtype", "float32", "--dtype", "bfloat16", "--processes", "1"]
-    command = [sys.executable, "-m", "gradproof.soak", *arguments]
+    command = [sys.executable, "-m", "gradproof.trust.soak", *arguments]
     found = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("soak: networks=40 gradients=")

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from gradproof import mutants, sums, trust
-from gradproof.accuracy import GOAL, accuracy
-from gradproof.check import Report
-from gradproof.faults import FAULTS, Fault
-from gradproof.joining import Surroundings, ordinary_parts
-from gradproof.mutants import mutants_of, read_equivalents
+from gradproof.draw.joining import Surroundings, ordinary_parts
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.sections import SectionError, write_section
-from gradproof.trust import Catch, catch, catch_deep, faults_section, main
+from gradproof.run.check import Report
+from gradproof.trust.accuracy import GOAL, accuracy
+from gradproof.trust.faults import FAULTS, Fault
+from gradproof.trust.measure import Catch, catch, catch_deep, faults_section, main, mutants, sums
+from gradproof.trust.measure import measure as trust
+from gradproof.trust.mutants import mutants_of, read_equivalents
+from gradproof.trust.sections import SectionError, write_section
 
 EXP = accuracy(LAYERS["exp"], {})
 SURROUNDINGS = Surroundings(ordinary_parts(1))

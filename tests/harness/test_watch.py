@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.adapter import Forward
-from gradproof.case import Case
-from gradproof.drawing import Drawn
-from gradproof.faults import MISBEHAVIOUR
-from gradproof.network import Input, Network, Node
+from gradproof.draw.drawing import Drawn
+from gradproof.model.adapter import Forward
+from gradproof.model.case import Case
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.watch import CHANGED_BY_IMPORTS, PROBES, Remark, watch
+from gradproof.subject.watch import CHANGED_BY_IMPORTS, PROBES, Remark, watch
+from gradproof.trust.faults import MISBEHAVIOUR
 
 OF = Network((Input("x", (2, 3)),), (Node.of("h1", LAYERS["tanh"], "x"),))
 CASE: Case = Drawn(OF, seed=11, edge_share=0.0, scale=1.0).case("float64")

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from mpmath import mp
 
-from gradproof.accuracy import DEFINITIONS, GOAL, accuracies, accuracies_of, accuracy, points, table, units
-from gradproof.layer import Layer, OptionValue
+from gradproof.model.layer import Layer, OptionValue
 from gradproof.reference import LAYERS, PRECISE
 from gradproof.reference.activations import QUICK_GELU_SCALE
 from gradproof.reference.precise import (
@@ -23,6 +22,7 @@ from gradproof.reference.precise import (
     TWICE_LINEAR_REST,
     precise,
 )
+from gradproof.trust.accuracy import DEFINITIONS, GOAL, accuracies, accuracies_of, accuracy, points, table, units
 
 ELEMENTWISE = [
     layer.name

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.layer import Layer, OptionValue, Shape
-from gradproof.network import Input, Network, NetworkError, Node
+from gradproof.model.layer import Layer, OptionValue, Shape
+from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 from gradproof.reference.precise import precise
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.case import Case
-from gradproof.layer import OptionValue, Shape, ShapeError, index_domain
-from gradproof.network import Input, Network, NetworkError, Node
+from gradproof.model.case import Case
+from gradproof.model.layer import OptionValue, Shape, ShapeError, index_domain
+from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 from gradproof.reference.linear import Indices, parse_equation
 

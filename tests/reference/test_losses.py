@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from gradproof.layer import Options, Shape, ShapeError
-from gradproof.network import Input, Network, NetworkError, Node
+from gradproof.model.layer import Options, Shape, ShapeError
+from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 
 Array = np.ndarray[Any, Any]

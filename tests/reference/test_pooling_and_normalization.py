@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.layer import Domain, OptionValue, Shape
-from gradproof.network import Input, Network, NetworkError, Node
+from gradproof.model.layer import Domain, OptionValue, Shape
+from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 
 Array = np.ndarray[Any, Any]

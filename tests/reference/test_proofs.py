@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.layer import Choice, Domain, Integer, Integers, Kink, Layer, OptionValue, Real, Shape, ShapeError
+from gradproof.model.layer import Choice, Domain, Integer, Integers, Kink, Layer, OptionValue, Real, Shape, ShapeError
 from gradproof.reference import LAYERS, PRECISE
 from gradproof.reference.precise import precise
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from mpmath import mp
 
-from gradproof import sums
-from gradproof.case import Case
-from gradproof.kinks import one_node
+from gradproof.model.case import Case
 from gradproof.reference import LAYERS
-from gradproof.sums import DEFINITIONS, Digits, digits, exact_tensors, table
+from gradproof.trust.measure import sums
+from gradproof.trust.sums import DEFINITIONS, Digits, digits, exact_tensors, table
+from gradproof.verdict.kinks import one_node
 
 
 @pytest.mark.parametrize("layer", DEFINITIONS)

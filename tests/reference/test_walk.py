@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.layer import UNIT, OptionValue, index_domain
-from gradproof.network import Input, Network, Node
+from gradproof.model.layer import UNIT, OptionValue, index_domain
+from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 
 Array = np.ndarray[Any, Any]

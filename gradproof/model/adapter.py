@@ -1,0 +1,116 @@
+"""The contract between gradproof and a backward pass: what an adapter is given and what it returns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from gradproof.model.layer import Layer, Options
+from gradproof.model.network import Network
+from gradproof.model.place import place
+
+JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
+"""The environment variable that moves JAX's compilation cache to another directory, or turns it "off"."""
+
+JAX_JIT_VARIABLE = "GRADPROOF_JAX_JIT"
+"""The environment variable that says what JAX compiles at once: "layer" (the default) or "network"."""
+
+TOLD = 400
+"""How many characters of an adapter's own error message are repeated."""
+
+
+class AdapterError(RuntimeError):
+    """An adapter that was asked for and cannot be used; the message says what to do."""
+
+
+class RelayedError(RuntimeError):
+    """What happened to an adapter in another process; the message is what `told` would say there."""
+
+
+class EndedError(RelayedError):
+    """The process of an adapter ended. before: what had run in it before, nothing where it had just begun."""
+
+    def __init__(self, message: str, before: str = "") -> None:
+        super().__init__(message)
+        self.before = before
+
+
+class RelayedMemoryError(RelayedError, MemoryError):
+    """An adapter in another process took more memory than there is, or than it may take."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What a forward pass leaves behind.
+
+    outputs: node name -> NumPy array in the dtype asked for, for every node, as it was when it was computed.
+    tape: whatever the same adapter's backward pass needs.
+    live: the same arrays where they share memory with what the tape holds, so that it shows when that is overwritten;
+        none where `outputs` are such arrays already, or nothing can overwrite them.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    tape: Any
+    live: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Adapter(Protocol):
+    """One implementation of forward and backward. NumPy arrays in, NumPy arrays out.
+
+    An adapter that may go on with more digits of a node's output than it gives, as one program for a whole network
+    may, says so with an attribute `fused` that is True.
+    """
+
+    name: str
+
+    def version(self) -> str:
+        """The version of what is being validated."""
+        ...
+
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+        """Whether this layer, with these options, can be run in this dtype."""
+        ...
+
+    def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
+        """Run the network.
+
+        values: an array for every input and parameter; floating ones are in `dtype`, indices in int64.
+            They must not be written to.
+        """
+        ...
+
+    def backward(self, forward: Forward, cotangent: np.ndarray) -> Mapping[str, np.ndarray]:
+        """The gradient of sum(cotangent * output) for every name in `network.differentiable`.
+
+        cotangent: an array of the output's shape and dtype.
+        It is called twice on one `forward`, and gives the same both times, or raises: nothing is added to a tape.
+        """
+        ...
+
+
+def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str) -> bool:
+    """Whether the adapter supports the layer. Raises AdapterError where it cannot tell."""
+    try:
+        return bool(adapter.supports(layer, options, dtype))
+    except Exception as error:
+        raise AdapterError(
+            f"adapter {adapter.name!r} cannot tell whether it supports {layer.name}: {told_where(error)}"
+        ) from error
+
+
+def told(error: BaseException) -> str:
+    """An error's type and message on one line, the message cut where it is a page."""
+    if isinstance(error, RelayedError):  # it was cut where it was raised
+        return str(error)
+    message = textwrap.shorten(str(error), TOLD, placeholder=" ...")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def told_where(error: BaseException) -> str:
+    """The same, and where in the adapter it was raised."""
+    where = "" if isinstance(error, RelayedError) else place(error)
+    return f"{told(error)} ({where})" if where else told(error)

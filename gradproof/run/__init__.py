@@ -1,0 +1,1 @@
+"""Many networks, many adapters: driven, counted and stopped."""

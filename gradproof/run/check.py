@@ -1,0 +1,525 @@
+"""Drawing many networks, examining every adapter on each, and keeping count."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gradproof.draw.architectures import ARCHITECTURES, drawn_architectures, layers_of
+from gradproof.draw.drawing import MAX_NODES, Drawn, draw_each
+from gradproof.model.adapter import Adapter
+from gradproof.model.case import Case, json_safe, save_case
+from gradproof.model.dtypes import DTYPES, VALID_DTYPES
+from gradproof.reference import LAYERS
+from gradproof.subject.isolation import close, loader
+from gradproof.subject.registry import load_adapters
+from gradproof.verdict.bias import Bias, Evidence
+from gradproof.verdict.divergence import Divergence
+from gradproof.verdict.equations import ARITHMETICS, EVERY
+from gradproof.verdict.examination import Examination, Subject, examine, probe
+from gradproof.verdict.kinks import probed_subject, stale_divergences
+from gradproof.verdict.rows import Row, rows
+from gradproof.verdict.running import OF_THE_RUN, REUSED
+
+SCHEMA = 1
+NETWORKS = 300
+TIMEOUT = 60.0
+FAILURE_DIRECTORY = Path("gradproof-failures")
+TOO_LITTLE = 0.25
+"""The share of unverifiable elements above which a run says that it verified too little."""
+
+
+class UsageError(ValueError):
+    """A request that names something unknown; one line with the valid choices."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One tensor on which an adapter disagrees. Fields as in the JSON of `gradproof check`."""
+
+    adapter: str
+    dtype: str
+    network: str
+    node: str
+    layer: str
+    tensor: str
+    kind: str
+    max_error: float | None
+    noise_units: float
+    bound: bool
+    index: tuple[int, ...] | None
+    expected: Any
+    got: Any
+    culprit: bool
+    cause: str | None
+    spec: str | None
+
+
+@dataclass
+class Tally:
+    """Counts for one adapter in one dtype.
+
+    networks: examined. unsupported: not run, because the adapter lacks a layer in this dtype.
+    disagreeing, known: networks with a disagreement, with known divergences alone. gradients: tensors compared.
+    elements, unverifiable: of all tensors. worst: the most noise units that were measured of a tensor that agrees.
+    accuracy: (layer, algorithm) -> tensors in which an honest algorithm loses digits.
+    layers: layer name -> networks that it stood in. wrong_layers: layer name -> networks in which it was a culprit.
+    """
+
+    networks: int = 0
+    unsupported: int = 0
+    disagreeing: int = 0
+    known: int = 0
+    gradients: int = 0
+    elements: int = 0
+    unverifiable: int = 0
+    worst: float = 0.0
+    accuracy: Counter[tuple[str, str]] = field(default_factory=Counter)
+    layers: Counter[str] = field(default_factory=Counter)
+    wrong_layers: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def unverifiable_share(self) -> float:
+        return self.unverifiable / max(self.elements, 1)
+
+    def add(self, examination: Examination) -> None:
+        checks = examination.checks
+        self.networks += 1
+        self.disagreeing += not (examination.agrees or examination.known)
+        self.known += examination.known
+        self.gradients += sum(check.role == "gradient" for check in checks)
+        self.elements += sum(check.elements for check in checks)
+        self.unverifiable += sum(check.unverifiable for check in checks)
+        measured = (check.noise_units for check in checks if not (check.kind or check.bound or check.algorithm))
+        self.worst = max([self.worst, *measured])
+        self.accuracy.update(examination.accuracy)
+        self.layers.update({node.layer.name for node in examination.case.network.nodes})
+        self.wrong_layers.update(
+            {culprit.node.layer.name for culprit in examination.culprits if not culprit.divergence}
+        )
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A known divergence that no longer shows, which is an error in its file."""
+
+    adapter: str
+    dtype: str
+    divergence: Divergence
+
+
+@dataclass(frozen=True)
+class Biased:
+    """A factor that only many networks show, of one adapter in one dtype, and the spec that shows it best."""
+
+    adapter: str
+    dtype: str
+    bias: Bias
+    spec: str | None
+
+
+@dataclass
+class Report:
+    """The result of a check.
+
+    adapters: name -> version. requests: name -> what the adapter was asked for by.
+    networks: drawn, each examined with every adapter in every dtype.
+    conventions: adapter -> dtype -> layer -> kink -> weight of the right-hand derivative.
+    arithmetic: adapter -> dtype -> layer -> class of its arithmetic, of the layers that are not of the finest.
+    biased: factors that only many networks show. examinations: those that disagreed and are not known, for the
+    per-layer diff. interrupted: ended by Ctrl-C.
+    """
+
+    seed: int
+    dtypes: tuple[str, ...]
+    adapters: dict[str, str]
+    requests: dict[str, str]
+    networks: int = 0
+    seconds: float = 0.0
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    conventions: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
+    arithmetic: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    disagreements: list[Disagreement] = field(default_factory=list)
+    known: list[Disagreement] = field(default_factory=list)
+    stale: list[Stale] = field(default_factory=list)
+    biased: list[Biased] = field(default_factory=list)
+    examinations: list[tuple[Examination, str | None]] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def gradients_compared(self) -> int:
+        return sum(tally.gradients for tally in self.tallies.values())
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every adapter examined networks in every dtype, and none disagreed."""
+        examined = bool(self.tallies) and all(tally.networks for tally in self.tallies.values())
+        return examined and not self.disagreements and not self.stale
+
+    def to_json(self) -> dict[str, Any]:
+        unverifiable: dict[str, dict[str, float]] = {name: {} for name in self.adapters}
+        for (adapter, dtype), tally in self.tallies.items():
+            unverifiable[adapter][dtype] = tally.unverifiable_share
+        return json_safe(
+            {
+                "schema": SCHEMA,
+                "seed": self.seed,
+                "seconds": self.seconds,
+                "networks": self.networks,
+                "gradients_compared": self.gradients_compared,
+                "adapters": self.adapters,
+                "disagreements": [vars(each) for each in self.disagreements],
+                "known": [vars(each) for each in self.known],
+                "unverifiable": unverifiable,
+                "unsupported": {
+                    adapter: {d: t.unsupported for (a, d), t in self.tallies.items() if a == adapter}
+                    for adapter in self.adapters
+                },
+                "stale_divergences": [
+                    {"adapter": each.adapter, "layer": each.divergence.layer, "dtype": each.dtype}
+                    for each in self.stale
+                ],
+                "bias": [
+                    {
+                        "adapter": each.adapter,
+                        "dtype": each.dtype,
+                        "layer": each.bias.layer,
+                        "of": each.bias.place,
+                        "factor": each.bias.factor,
+                        "standard_error": each.bias.standard_error,
+                        "tensors": each.bias.tensors,
+                        "spec": each.spec,
+                    }
+                    for each in self.biased
+                ],
+                "conventions": self.conventions,
+                "arithmetic": self.arithmetic,
+                "accuracy": [
+                    {"adapter": adapter, "dtype": dtype, "layer": layer, "algorithm": algorithm, "tensors": tensors}
+                    for (adapter, dtype), tally in self.tallies.items()
+                    for (layer, algorithm), tensors in sorted(tally.accuracy.items())
+                ],
+                "interrupted": self.interrupted,
+            }
+        )
+
+
+def check(
+    adapters: Sequence[str | Adapter] = ("torch", "jax"),
+    *,
+    networks: int = NETWORKS,
+    seed: int | None = None,
+    dtypes: Sequence[str] = DTYPES,
+    layers: Sequence[str] = (),
+    architectures: Sequence[str] = (),
+    max_nodes: int = MAX_NODES,
+    timeout: float = TIMEOUT,
+    isolation: bool = True,
+    memory: float | None = None,
+    failures: Path | None = FAILURE_DIRECTORY,
+    stop_at_first: bool = False,
+    strict: bool = False,
+    arithmetic: str = "every",
+    progress: Callable[[Report], None] = lambda report: None,
+    looking: Callable[[str], None] = lambda what: None,
+) -> Report:
+    """Examine every adapter on randomly drawn networks.
+
+    seed: what everything random hangs on; a random one where None. layers: draw only networks with one of
+    these. architectures: in place of drawn networks take these in turn, with drawn numbers. isolation: run adapters
+    that are given by name in processes of their own. memory: the GiB that each of these may take, half of the machine's
+    where None. failures: where specs of disagreeing networks are written, None to write none. stop_at_first: end with
+    the first network that disagrees. strict: let an honest algorithm that loses digits count as a disagreement.
+    arithmetic: the coarsest class of arithmetic that is none. progress: called after every network.
+    looking: told the adapter, dtype and layer that is then run on more numbers, to tell a factor from chance.
+
+    Raises UsageError for an unknown dtype, layer or architecture, AdapterError for an adapter that cannot be used.
+    """
+    require_known("dtype", dtypes, VALID_DTYPES)
+    require_known("arithmetic", [arithmetic], ARITHMETICS)
+    require_known("layer", layers, LAYERS)
+    require_known("architecture", architectures, ARCHITECTURES)
+    if layers and architectures:
+        raise UsageError("layers and architectures cannot both be asked for: an architecture has the layers it has")
+    _require_directory(failures)
+    loaded = load_adapters(adapters, loader(isolation, memory))
+    run = Run(loaded, dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures, strict, arithmetic)
+    started = time.monotonic()
+
+    def examine_one(drawn: Drawn) -> None:
+        run.examine(drawn)
+        run.report.seconds = time.monotonic() - started
+        progress(run.report)
+        if stop_at_first and run.report.disagreements:
+            raise _Enough
+
+    try:
+        run.prepare(layers_of(architectures) if architectures else None)
+        if not (stop_at_first and run.report.disagreements):
+            if architectures:
+                for drawn in drawn_architectures(architectures, networks, run.report.seed):
+                    examine_one(drawn)
+            else:
+                draw_each(examine_one, networks, run.report.seed, layers, max_nodes)
+        run.conclude(looking)
+    except _Enough:
+        pass
+    except KeyboardInterrupt:
+        run.report.interrupted = True
+    finally:
+        run.close()
+    run.report.seconds = time.monotonic() - started
+    return run.report
+
+
+def _look(looking: Callable[[str], None], subject: Subject, dtype: str, layer: str) -> None:
+    looking(f"{subject.adapter.name} {dtype} {layer}")
+
+
+class _Enough(BaseException):
+    """The first disagreement was wanted, and is found. Hypothesis would take an Exception for a failing test."""
+
+
+def require_known(what: str, names: Iterable[str], valid: Iterable[str]) -> None:
+    """Raise UsageError for the first name that is not valid, with the valid ones."""
+    for name in names:
+        if name not in valid:
+            raise UsageError(f"unknown {what} {name!r}; valid {what}s: {', '.join(valid)}")
+
+
+def _require_directory(path: Path | None) -> None:
+    """Raise UsageError where no directory can be at the path, before anything is run."""
+    existing = next((each for each in (path, *path.parents) if each.exists()), None) if path else None
+    if existing is not None and not existing.is_dir():
+        raise UsageError(f"cannot write specs to {str(path)!r}: {str(existing)!r} is not a directory")
+
+
+class Run:
+    """The adapters under test and the report that grows while networks are examined.
+
+    adapters: name asked for -> adapter. failures: where specs of disagreeing networks are written, None to write none.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, Adapter],
+        dtypes: Sequence[str],
+        seed: int = 0,
+        timeout: float = TIMEOUT,
+        failures: Path | None = None,
+        strict: bool = False,
+        arithmetic: str = "every",
+    ) -> None:
+        self._strict, self._arithmetic = strict, arithmetic
+        self._adapters = tuple(adapters.values())
+        self._timeout = timeout
+        self._failures = failures
+        self._subjects: dict[str, list[Subject]] = {}
+        self._evidence: dict[tuple[str, str], Evidence] = {}
+        versions = {adapter.name: adapter.version() for adapter in self._adapters}
+        requests = {adapter.name: request for request, adapter in adapters.items()}
+        self.report = Report(seed, tuple(dtypes), versions, requests)
+
+    def prepare(self, layers: Collection[str] | None = None) -> list[Examination]:
+        """Probe every adapter's conventions and known divergences; returns what disagreed in doing so.
+
+        layers: probe these alone; all where None.
+        """
+        found = []
+        for dtype in self.report.dtypes:
+            self._subjects[dtype] = []
+            for adapter in self._adapters:
+                subject, examinations = probed_subject(adapter, dtype, self._timeout, layers)
+                subject = replace(subject, strict=self._strict, demanded=self._arithmetic)
+                self._subjects[dtype].append(subject)
+                self.report.tallies[adapter.name, dtype] = Tally()
+                self.report.conventions.setdefault(adapter.name, {})[dtype] = {
+                    layer: dict(kinks) for layer, kinks in subject.conventions.items()
+                }
+                self.report.stale += [Stale(adapter.name, dtype, each) for each in stale_divergences(subject, dtype)]
+                for examination in examinations:
+                    self.record(examination)
+                found += examinations
+        return found
+
+    def afresh(self, seed: int) -> Run:
+        """The same adapters, as they were probed, with nothing counted yet."""
+        run = copy.copy(self)
+        report = self.report
+        run.report = Report(seed, report.dtypes, report.adapters, report.requests, conventions=report.conventions)
+        run.report.tallies = {key: Tally() for key in report.tallies}
+        run._evidence = {}
+        return run
+
+    def examine(self, drawn: Drawn) -> list[Examination]:
+        """Examine every adapter on one drawn network, in every dtype."""
+        self.report.networks += 1
+        return [each for dtype in self._subjects for each in self.examine_case(drawn.case(dtype))]
+
+    def examine_case(self, case: Case) -> list[Examination]:
+        """Examine every adapter on one case, and keep count."""
+        found = []
+        for subject in self._subjects[case.dtype]:
+            tally = self.report.tallies[subject.adapter.name, case.dtype]
+            if not subject.supports(case.network, case.dtype):
+                tally.unsupported += 1
+                continue
+            examination = examine(subject, case)
+            tally.add(examination)
+            self._gather(examination)
+            self._note_arithmetic(subject, case.dtype)
+            self.record(examination)
+            found.append(examination)
+        return found
+
+    def _note_arithmetic(self, subject: Subject, dtype: str) -> None:
+        """Take over the classes of arithmetic that have been found so far."""
+        found = subject.classes.by_layer(dtype)
+        self.report.arithmetic.setdefault(subject.adapter.name, {})[dtype] = dict(sorted(found.items()))
+
+    def _gather(self, examination: Examination) -> None:
+        """Take over what the tensors tell that agree, in which every element can be verified."""
+        key = (examination.adapter, examination.case.dtype)
+        evidence = self._evidence.setdefault(key, Evidence(examination.case.dtype))
+        agreeing = [c.key for c in examination.checks if not (c.kind or c.unverifiable or c.algorithm)]
+        if examination.equations is not None:
+            evidence.add(examination.equations, examination.trace.got, agreeing)
+
+    def conclude(self, looking: Callable[[str], None] = lambda what: None) -> None:
+        """Look for factors that no single network shows, on more numbers where they are not out of the question.
+
+        looking: told the adapter, dtype and layer that is looked at.
+        """
+        for dtype, subjects in self._subjects.items():
+            for subject in subjects:
+                evidence = self._evidence.get((subject.adapter.name, dtype))
+                if evidence is not None:
+                    evidence.look_closer(partial(probe, subject), partial(_look, looking, subject, dtype))
+                    coarse = {name for name, each in subject.classes.by_layer(dtype).items() if each == EVERY.name}
+                    for bias in evidence.biases(coarse):
+                        self._record_bias(subject.adapter.name, dtype, bias)
+
+    def _record_bias(self, adapter: str, dtype: str, bias: Bias) -> None:
+        spec = self._save(bias.case, f"{adapter}-{dtype}-{bias.layer}-bias-{self.report.seed}")
+        self.report.biased.append(Biased(adapter, dtype, bias, spec))
+        self.report.disagreements.append(
+            Disagreement(
+                adapter=adapter,
+                dtype=dtype,
+                network=str(bias.case.network),
+                node=bias.node,
+                layer=bias.layer,
+                tensor=bias.tensor,
+                kind="bias",
+                max_error=None,
+                noise_units=0.0,
+                bound=True,
+                index=None,
+                expected=1.0,
+                got=bias.factor,
+                culprit=True,
+                cause=bias.told,
+                spec=spec,
+            )
+        )
+
+    def close(self) -> None:
+        """End the adapters' processes."""
+        for adapter in self._adapters:
+            close(adapter)
+
+    def record(self, examination: Examination) -> None:
+        """Take the disagreements of an examination into the report, and write its spec."""
+        if examination.agrees:
+            return
+        if examination.known:
+            self.report.known += disagreements(examination, None)
+            return
+        layers = "-".join(dict.fromkeys(culprit.node.layer.name for culprit in examination.culprits)) or "composition"
+        number = len(self.report.examinations) + 1
+        name = f"{examination.adapter}-{examination.case.dtype}-{layers}-{self.report.seed}-{number}"
+        spec = self._save(examination.case, name)
+        found = list(zip(wrong_rows(examination), disagreements(examination, spec), strict=True))
+        self.report.known += [each for row, each in found if row.divergence]
+        self.report.disagreements += [each for row, each in found if not row.divergence]
+        self.report.examinations.append((examination, spec))
+
+    def _save(self, case: Case, name: str) -> str | None:
+        if self._failures is None:
+            return None
+        try:
+            return str(save_case(case, self._failures, name))
+        except OSError:  # the verdict counts more than its spec; the diff says that none was written
+            return None
+
+
+def wrong_rows(examination: Examination) -> list[Row]:
+    return [row for row in rows(examination) if row.check.kind and row.verdict != "inherited"]
+
+
+def disagreements(examination: Examination, spec: str | None) -> list[Disagreement]:
+    """The wrong tensors from the loss back, with the `cause` where a known divergence or mistake explains one."""
+    return [_disagreement(examination, row, spec) for row in wrong_rows(examination)]
+
+
+def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disagreement:
+    check = row.check
+    return Disagreement(
+        adapter=examination.adapter,
+        dtype=examination.case.dtype,
+        network=str(examination.case.network),
+        node=row.node,
+        layer=row.layer,
+        tensor=check.tensor,
+        kind=_kind(row),
+        max_error=check.max_error,
+        noise_units=check.noise_units,
+        bound=check.bound,
+        index=check.index,
+        expected=check.expected,
+        got=check.got,
+        culprit=row.culprit,
+        cause=row.cause,
+        spec=spec,
+    )
+
+
+def _kind(row: Row) -> str:
+    """What is wrong with a tensor; "composition" where it is in its numbers, and by no layer's fault."""
+    between = row.verdict == "composition" and row.check.kind not in (*OF_THE_RUN, REUSED)
+    return "composition" if between else str(row.check.kind)
+
+
+def replay(
+    case: Case,
+    adapters: Sequence[str | Adapter],
+    timeout: float = TIMEOUT,
+    *,
+    isolation: bool = True,
+    memory: float | None = None,
+    strict: bool = False,
+    arithmetic: str = "every",
+) -> Report:
+    """Examine the adapters on one given case, and on the kinks of its layers; all else as in `check`.
+
+    Raises UsageError for an unknown arithmetic, AdapterError for an adapter that cannot be used.
+    """
+    require_known("arithmetic", [arithmetic], ARITHMETICS)
+    loaded = load_adapters(adapters, loader(isolation, memory))
+    run = Run(loaded, [case.dtype], case.seed or 0, timeout, None, strict, arithmetic)
+    started = time.monotonic()
+    try:
+        run.prepare({node.layer.name for node in case.network.nodes})
+        run.examine_case(case)
+    finally:
+        run.close()
+    run.report.networks = 1
+    run.report.seconds = time.monotonic() - started
+    return run.report

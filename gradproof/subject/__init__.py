@@ -1,0 +1,1 @@
+"""An adapter under test: how it is found, kept in a process of its own, and watched."""

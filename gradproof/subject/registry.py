@@ -1,0 +1,136 @@
+"""Finding adapters by name: built in, from an entry point, from a module, from a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any
+
+from gradproof.model.adapter import Adapter, AdapterError, told
+
+GROUP = "gradproof.adapters"
+HOW_TO_ADD = "package.module:Class or path/to/file.py:Class"
+BUILT_IN = {"reference": "numpy", "torch": "torch", "jax": "jax"}
+"""The adapters of gradproof itself -> the distribution whose version is theirs."""
+
+METHODS = ("version", "supports", "forward", "backward")
+
+
+def adapter_names() -> list[str]:
+    """The names that `load_adapter` knows without a path."""
+    return sorted(entry.name for entry in entry_points(group=GROUP))
+
+
+def load_adapters(names: Iterable[str | Adapter], load: Callable[[str], Adapter] | None = None) -> dict[str, Adapter]:
+    """Name asked for -> adapter, each once; adapters pass as they are, under their own name.
+
+    load: `load_adapter` where None.
+
+    Raises AdapterError where one cannot be had, or where two call themselves the same.
+    """
+    adapters: dict[str, Adapter] = {}
+    for each in dict.fromkeys(names):
+        adapter = (load or load_adapter)(each) if isinstance(each, str) else each
+        if any(adapter.name == other.name for other in adapters.values()):
+            raise AdapterError(f"two of the adapters are named {adapter.name!r}; give each a name of its own")
+        adapters[each if isinstance(each, str) else adapter.name] = adapter
+    return adapters
+
+
+def load_adapter(name: str) -> Adapter:
+    """An adapter by its registered name, or by `package.module:Class`, or by `path/to/file.py:Class`.
+
+    Raises AdapterError, in one line, where there is none of that name or it cannot be imported.
+    """
+    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in registered:
+        return _load_registered(registered[name])
+    module_name, separator, class_name = name.rpartition(":")
+    if not separator:
+        raise AdapterError(
+            f"unknown adapter {name!r}; valid adapters: {', '.join(sorted(registered))}, or {HOW_TO_ADD}"
+        )
+    module = _module_from_file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
+    if not hasattr(module, class_name):
+        classes = [
+            each
+            for each, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__
+        ]
+        raise AdapterError(f"{module_name} has no class {class_name!r}; its classes: {', '.join(classes) or 'none'}")
+    return _instance(getattr(module, class_name), name)
+
+
+def describe_adapter(name: str) -> str:
+    """Its name and version, as far as they can be told without importing a framework."""
+    if name not in BUILT_IN:
+        adapter = load_adapter(name)
+        return f"{adapter.name} {adapter.version()}"
+    try:
+        return f"{name} {version(BUILT_IN[name])}"
+    except PackageNotFoundError:
+        return f"{name} not installed"
+
+
+def _load_registered(entry: EntryPoint) -> Adapter:
+    try:
+        factory = entry.load()
+    except ImportError as error:
+        missing = error.name or str(error)
+        hint = f": pip install 'gradproof[{entry.name}]'" if entry.name in BUILT_IN else ""
+        raise AdapterError(f"adapter {entry.name!r} needs {missing}, which is not installed{hint}") from error
+    except Exception as error:
+        raise AdapterError(f"adapter {entry.name!r} cannot be imported: {told(error)}") from error
+    return _instance(factory, entry.name)
+
+
+def _module(name: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does, so that a module beside the user is found
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise AdapterError(f"cannot import {name!r}: {error}; expected {HOW_TO_ADD}") from error
+    except Exception as error:
+        raise AdapterError(f"cannot import {name!r}: {told(error)}; expected {HOW_TO_ADD}") from error
+
+
+def _module_from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise AdapterError(f"no file {str(path)!r}; expected {HOW_TO_ADD}")
+    # A name of its own, so that it hides no module and no other file of the same name.
+    name = f"gradproof adapter file {path.resolve()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise AdapterError(f"{path} cannot be imported: {told(error)}") from error
+    return module
+
+
+def _instance(factory: Any, name: str) -> Adapter:
+    try:
+        adapter = factory()
+    except Exception as error:
+        raise AdapterError(f"adapter {name!r} cannot be made: {told(error)}") from error
+    lacking = [each for each in METHODS if not callable(getattr(adapter, each, None))]
+    lacking += [] if isinstance(getattr(adapter, "name", None), str) else ["name"]
+    if lacking:
+        raise AdapterError(f"adapter {name!r} is no adapter: it lacks {', '.join(lacking)}")
+    checked: Adapter = adapter
+    try:
+        checked.version()
+    except Exception as error:
+        raise AdapterError(f"adapter {name!r} cannot tell its version: {told(error)}") from error
+    return checked
