@@ -68,8 +68,18 @@ from gradproof.reference.piecewise import (
     selu_forward,
 )
 from gradproof.reference.pooling import gather, lp_pool_backward, lp_pool_forward, sliding
-from gradproof.reference.recurrent import TANH, States, rnn_tanh_backward, unrolled
+from gradproof.reference.recurrent import (
+    GRU,
+    LSTM,
+    TANH,
+    Cell,
+    gru_backward,
+    lstm_backward,
+    rnn_tanh_backward,
+    unrolled,
+)
 from gradproof.reference.reductions import (
+    kept,
     located,
     reduce_norm_backward,
     reduce_norm_forward,
@@ -270,6 +280,15 @@ def reduce_norm_by_powers(x: Array, *, p: float, axes: tuple[int, ...], keepdims
     return squeezed(root, located(x, axes), keepdims), (p, x * sizes ** (p - 2.0), (root, located(x, axes)))
 
 
+def reduce_norm_by_powers_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = (dout / out^(p - 1)) x |x|^(p - 2), whose first factor may be subnormal."""
+    p, slope, rest = cache
+    if p in (1.0, math.inf):
+        return reduce_norm_backward(dout, cache)
+    root, where = rest
+    return {"x": kept(dout, where) / np.where(root == 0, 1.0, root) ** (p - 1.0) * slope}
+
+
 def lp_pool_by_powers(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Any]:
     """out = (sum of x^p over each window)^(1/p)."""
     if p == 1:
@@ -417,16 +436,27 @@ def tanh_by_quotient(x: Array) -> tuple[Array, Any]:
     return out, out
 
 
-def rnn_tanh_by_quotient(
-    x: Array, h0: Array | None = None, *, layers: int, bidirectional: bool, returns: str, **parameters: Array
-) -> tuple[Array, Any]:
-    """h_t = tanh(weight_ih x_t + bias_ih + weight_hh h_{t-1} + bias_hh) with tanh = a / b."""
+def _sigmoid_by_quotient(x: Array) -> Array:
+    return 0.5 + 0.5 * _tanh_by_quotient(0.5 * x)
 
-    def step(given: Array, recurrent: Array, states: States) -> tuple[States, Array]:
-        out = _tanh_by_quotient(given + recurrent)
-        return (out,), out
 
-    return unrolled(replace(TANH, step=step), x, (h0,), parameters, layers, bidirectional, returns)
+def recurrent_by_quotient(cell: Cell, **functions: Callable[[Array], Array]) -> Callable[..., tuple[Array, Any]]:
+    """The forward function of a recurrent layer with other functions in its step, as tanh = a / b."""
+
+    def forward(
+        x: Array,
+        h0: Array | None = None,
+        c0: Array | None = None,
+        *,
+        layers: int,
+        bidirectional: bool,
+        returns: str,
+        **parameters: Array,
+    ) -> tuple[Array, Any]:
+        own = replace(cell, step=partial(cell.step, tanh=_tanh_by_quotient, **functions))
+        return unrolled(own, x, (h0, c0)[: cell.states], parameters, layers, bidirectional, returns)
+
+    return forward
 
 
 def tanhshrink_by_quotient(x: Array) -> tuple[Array, Any]:
@@ -490,14 +520,20 @@ def multilabel_soft_margin_in_terms(dout: Array, cache: tuple[Any, ...]) -> Grad
 
 
 def sigmoid_focal_from_values(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """dx = g b (gamma u^(gamma - 1) c u' + u^gamma (s(x) - target)), u' from s (1 - s), which loses digits near 1."""
-    x, _, decay, distance, wrong, entropy, _, balance, _, gamma, reduction = cache
-    g, side = spread_cotangent(dout, x.shape, reduction) * balance, np.where(x < 0, -1.0, 1.0)
+    """dx = g b (gamma u^(gamma - 1) c u' + u^gamma (s(x) - target)), u' from s (1 - s), which loses digits near 1.
+
+    dtarget = g (b (gamma u^(gamma - 1) c (s(-x) - s(x)) - u^gamma x) + b' u^gamma c), a difference of rounded numbers.
+    """
+    x, _, decay, distance, wrong, entropy, _, balance, alpha, gamma, reduction = cache
+    g, side = spread_cotangent(dout, x.shape, reduction), np.where(x < 0, -1.0, 1.0)
     u, large, small = wrong / (1.0 + decay), 1.0 / (1.0 + decay), decay / (1.0 + decay)
     slope = side * (distance * (large * (1.0 - large)) - (1.0 - distance) * (small * (1.0 - small)))
     steep = np.where(u == 0, 0.0, gamma * np.where(u == 0, 1.0, u) ** (gamma - 1.0))
-    dx = g * (steep * entropy * slope + u**gamma * (side * (distance - small)))
-    return sigmoid_focal_backward(dout, cache) | {"x": dx}
+    dx = g * balance * (steep * entropy * slope + u**gamma * (side * (distance - small)))
+    dtarget = g * balance * (steep * entropy * side * (small - large) - u**gamma * x)
+    if alpha >= 0.0:
+        dtarget = dtarget + g * (2.0 * alpha - 1.0) * u**gamma * entropy
+    return sigmoid_focal_backward(dout, cache) | {"x": dx, "target": dtarget}
 
 
 # The logistic function by tanh.
@@ -571,7 +607,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "group_norm": _normalizations(group_norm_forward, group_norm_backward),
     "instance_norm": _normalizations(instance_norm_forward, group_norm_backward),
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward), in_order=True),),
-    "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_backward), one_sided=True),),
+    "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_by_powers_backward), one_sided=True),),
     "lp_pool": (
         Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),
         Algorithm(RESCALED, (lp_pool_of_scaled, lp_pool_of_scaled_backward)),
@@ -603,7 +639,9 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     ),
     "log_cosh": (Algorithm(DIFFERENCE, (log_cosh_by_logaddexp, log_cosh_by_logaddexp_backward), one_sided=True),),
     "tanh": (Algorithm(TANH_QUOTIENT, (tanh_by_quotient, tanh_backward)),),
-    "rnn_tanh": (Algorithm(TANH_QUOTIENT, (rnn_tanh_by_quotient, rnn_tanh_backward)),),
+    "rnn_tanh": (Algorithm(TANH_QUOTIENT, (recurrent_by_quotient(TANH), rnn_tanh_backward)),),
+    "gru": (Algorithm(TANH_QUOTIENT, (recurrent_by_quotient(GRU, sigmoid=_sigmoid_by_quotient), gru_backward)),),
+    "lstm": (Algorithm(TANH_QUOTIENT, (recurrent_by_quotient(LSTM, sigmoid=_sigmoid_by_quotient), lstm_backward)),),
     "tanhshrink": (Algorithm(QUOTIENT, (tanhshrink_by_quotient, tanhshrink_by_quotient_backward)),),
     "sigmoid": (Algorithm(BY_TANH, (sigmoid_by_tanh, sigmoid_backward)),),
     "silu": (Algorithm(BY_TANH, (silu_by_tanh, silu_backward)),),

@@ -21,6 +21,7 @@ from gradproof.reference.common import Array, Gradients, logistic
 
 States = tuple[Any, ...]
 Weights = dict[str, Array]
+Elementwise = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Cell:
     step_backward: Callable[[States, Any], tuple[Array, Array, States]]
 
 
-def tanh_step(given: Array, recurrent: Array, states: States) -> tuple[States, Array]:
+def tanh_step(given: Array, recurrent: Array, states: States, tanh: Elementwise = np.tanh) -> tuple[States, Array]:
     """h' = tanh(given + recurrent)."""
-    out = np.tanh(given + recurrent)
+    out = tanh(given + recurrent)
     return (out,), out
 
 
@@ -49,12 +50,14 @@ def tanh_step_backward(dstates: States, out: Array) -> tuple[Array, Array, State
     return dsum, dsum, (0.0,)
 
 
-def gru_step(given: Array, recurrent: Array, states: States) -> tuple[States, tuple[Array, ...]]:
+def gru_step(
+    given: Array, recurrent: Array, states: States, tanh: Elementwise = np.tanh, sigmoid: Elementwise = logistic
+) -> tuple[States, tuple[Array, ...]]:
     """h' = (1 - z) n + z h, the gates' blocks in the order r, z, n; see `gru_forward`."""
     (given_r, given_z, given_n), (recurrent_r, recurrent_z, recurrent_n) = _blocks(given, 3), _blocks(recurrent, 3)
     (hidden,) = states
-    reset, update = logistic(given_r + recurrent_r), logistic(given_z + recurrent_z)
-    new = np.tanh(given_n + reset * recurrent_n)
+    reset, update = sigmoid(given_r + recurrent_r), sigmoid(given_z + recurrent_z)
+    new = tanh(given_n + reset * recurrent_n)
     return ((1.0 - update) * new + update * hidden,), (reset, update, new, recurrent_n, hidden)
 
 
@@ -70,13 +73,15 @@ def gru_step_backward(dstates: States, cache: tuple[Array, ...]) -> tuple[Array,
     return dgiven, drecurrent, (dout * update,)
 
 
-def lstm_step(given: Array, recurrent: Array, states: States) -> tuple[States, tuple[Array, ...]]:
+def lstm_step(
+    given: Array, recurrent: Array, states: States, tanh: Elementwise = np.tanh, sigmoid: Elementwise = logistic
+) -> tuple[States, tuple[Array, ...]]:
     """c' = f c + i g, h' = o tanh(c'), the gates' blocks in the order i, f, g, o; see `lstm_forward`."""
     _, carried = states
     i, f, g, o = _blocks(given + recurrent, 4)
-    entering, kept, new, leaving = logistic(i), logistic(f), np.tanh(g), logistic(o)
+    entering, kept, new, leaving = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     cell = kept * carried + entering * new
-    squashed = np.tanh(cell)
+    squashed = tanh(cell)
     return (leaving * squashed, cell), (entering, kept, new, leaving, squashed, carried)
 
 

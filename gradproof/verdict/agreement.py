@@ -101,12 +101,14 @@ def judge(
     arithmetics: Mapping[str, Arithmetic] | None = None,
     algorithms: Mapping[str, Algorithm] | None = None,
     hopeless: float = math.inf,
+    forgiving: bool = False,
 ) -> TensorCheck:
     """Check one tensor: present, of the right shape and dtype, finite, and as its equation says.
 
     arithmetics: node -> class of its arithmetic, inside where it is not named. algorithms: node -> the
     algorithm from which its floor is measured, where that is not the textbook's. hopeless: noise units of a few runs
-    above which more of them are not made.
+    above which more of them are not made. forgiving: nothing is said of an element for which an algorithm
+    leaves the range; else its floor is 0 there.
     """
     fault = _structural_fault(statement.expected, got, np.dtype(dtype))
     if fault:
@@ -116,17 +118,23 @@ def judge(
         count = statement.expected.size
         return TensorCheck(statement.key, statement.expected.shape, None, unverifiable=count)
     return _Comparison(statement, np.asarray(got, np.float64), dtype).result(
-        arithmetics or {}, algorithms or {}, hopeless
+        arithmetics or {}, algorithms or {}, hopeless, forgiving
     )
 
 
-def signed_roundings(statement: Statement, got: Any, dtype: str, arithmetics: Mapping[str, Arithmetic]) -> np.ndarray:
+def signed_roundings(
+    statement: Statement,
+    got: Any,
+    dtype: str,
+    arithmetics: Mapping[str, Arithmetic],
+    algorithms: Mapping[str, Algorithm],
+) -> np.ndarray:
     """The error of every element in roundings of the result, positive where its magnitude is too large.
 
     NaN where noise may be more than a small share of the number, as where numbers cancel.
     """
     comparison = _Comparison(statement, np.asarray(got, np.float64), dtype)
-    floor = statement.floor(FEW_RUNS, arithmetics)
+    floor = statement.floor(FEW_RUNS, arithmetics, algorithms)
     with np.errstate(all="ignore"):
         signs = np.sign(comparison.got - statement.expected) * np.where(statement.expected < 0.0, -1.0, 1.0)
         signed = np.where(comparison.error == 0.0, 0.0, signs * comparison.roundings)
@@ -169,14 +177,19 @@ class _Comparison:
         return np.asarray(0.5 * float(limits(dtype).eps) * self.terms * self.statement.size + self.tiny)
 
     def result(
-        self, arithmetics: Mapping[str, Arithmetic], algorithms: Mapping[str, Algorithm], hopeless: float
+        self,
+        arithmetics: Mapping[str, Arithmetic],
+        algorithms: Mapping[str, Algorithm],
+        hopeless: float,
+        forgiving: bool,
     ) -> TensorCheck:
         within = self.roundings <= WHOLE_ROUNDINGS[self.dtype.name]
         if within.all():
             return self._told(None, self.roundings, bound=bool(self.error.any()))
         for count in (FEW_RUNS, MANY_RUNS):
             floor = self.statement.floor(count, arithmetics, algorithms)
-            lost = ~within & self._lost(floor)
+            textbook = self.statement.floor(count, arithmetics) if algorithms and not forgiving else floor
+            lost = ~within & self._lost(textbook)
             units = np.where(lost | (self.error == 0.0), 0.0, self._units(floor, ~lost, arithmetics))
             if units.max() <= SUFFICIENT or units.max() > hopeless:
                 break

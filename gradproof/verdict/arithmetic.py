@@ -138,7 +138,7 @@ class Evidence:
         self.needed = self._least = least
         self._node = node
         self._others = others
-        self._given: dict[str, list[tuple[Statement, Any, str]]] = {}
+        self._given: dict[str, list[tuple[Statement, Any, str, Mapping[str, Algorithm]]]] = {}
 
     def gather(self, probes: Iterable[Case], probe: Probe) -> None:
         """Run the probes, and see what they need."""
@@ -150,11 +150,11 @@ class Evidence:
                 given = result[1].get(statement.key) if result else None
                 if not any(equation.node.name == self._node.name for equation, _ in statement.parts):
                     continue
-                self.needed, algorithm = self._needed_by(statement, given, case.dtype)
-                if algorithm is None and usable(given, statement.expected.shape):
-                    self._given.setdefault(statement.key, []).append((statement, given, case.dtype))
+                self.needed, algorithms = self._needed_by(statement, given, case.dtype)
+                if usable(given, statement.expected.shape):
+                    self._given.setdefault(statement.key, []).append((statement, given, case.dtype, algorithms))
 
-    def _needed_by(self, statement: Statement, got: Any, dtype: str) -> tuple[Arithmetic, Algorithm | None]:
+    def _needed_by(self, statement: Statement, got: Any, dtype: str) -> tuple[Arithmetic, Mapping[str, Algorithm]]:
         """The finest class, from what is needed anyway on, in which the tensor agrees; that, where it does in none.
 
         And the algorithm by which it agrees there, where it does not by the textbook's in any class.
@@ -164,10 +164,10 @@ class Evidence:
             for each in ARITHMETICS.values():
                 if FINER[each.name] >= FINER[self.needed.name]:
                     classes = self._arithmetics(statement, each)
-                    check = judge(statement, got, dtype, classes, algorithms, hopeless=HOPELESS)
+                    check = judge(statement, got, dtype, classes, algorithms, HOPELESS, forgiving=True)
                     if not check.kind and (check.bound or check.noise_units <= SUFFICIENT):
-                        return each, algorithm
-        return self.needed, None
+                        return each, algorithms
+        return self.needed, {}
 
     def _arithmetics(self, statement: Statement, own: Arithmetic) -> dict[str, Arithmetic]:
         names = {equation.node.name: equation.node for equation, _ in statement.parts}
@@ -183,8 +183,8 @@ class Evidence:
             return False
         return any(_one_sided(np.stack([self._signed(*given) for given in each])) for each in self._given.values())
 
-    def _signed(self, statement: Statement, got: Any, dtype: str) -> Any:
-        return signed_roundings(statement, got, dtype, self._arithmetics(statement, self.needed))
+    def _signed(self, statement: Statement, got: Any, dtype: str, algorithms: Mapping[str, Algorithm]) -> Any:
+        return signed_roundings(statement, got, dtype, self._arithmetics(statement, self.needed), algorithms)
 
 
 def _one_sided(roundings: Any) -> bool:

@@ -301,8 +301,6 @@ def _by_algorithm(
         node = equation.node
         for each in algorithms_of(node.layer.name):
             other = judge(statement, got, dtype, classes, {node.name: each})
-            if other.unverifiable > check.unverifiable:  # it left the range, where errors have no bound
-                continue
             if not other.kind:
                 fitting.append((node.layer.name, each.name))
             elif not (fitting or subject.strict):
