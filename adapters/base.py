@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import Layer, Options
+from gradproof.model.layer import Layer
 from gradproof.model.network import Node
+from gradproof.model.options import Options
 
 Row = Callable[..., Any]
 

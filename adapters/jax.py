@@ -25,8 +25,8 @@ from gradproof.adapters.base import Composed, Row
 from gradproof.adapters.functional import Arrays, FunctionalAdapter
 from gradproof.model.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
 from gradproof.model.dtypes import limits
-from gradproof.model.layer import Options
 from gradproof.model.network import Network, Node
+from gradproof.model.options import Options
 
 JITS = ("layer", "network")
 KEPT = 4

@@ -22,8 +22,9 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from gradproof.adapters.torch import TorchAdapter
-from gradproof.model.layer import REAL, Domain, OptionValue, Shape
+from gradproof.model.layer import REAL, Domain
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import OptionValue, Shape
 from gradproof.reference import LAYERS, NumpyReference
 
 

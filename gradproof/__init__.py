@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from gradproof.model.network import Network as Network
     from gradproof.reference import LAYERS as LAYERS
     from gradproof.reference import NumpyReference as NumpyReference
-    from gradproof.run.check import Report as Report
     from gradproof.run.check import check as check
     from gradproof.run.check import replay as replay
+    from gradproof.run.results import Report as Report
 
 __version__ = version("gradproof")
 

@@ -4,7 +4,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from gradproof.run.check import Report, check, replay
+from gradproof.run.check import check, replay
+from gradproof.run.results import Report
 
 __all__ = ["Report", "check", "replay"]
 

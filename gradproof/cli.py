@@ -14,10 +14,11 @@ from gradproof.draw.architectures import ARCHITECTURES
 from gradproof.draw.drawing import MAX_NODES
 from gradproof.draw.examples import EXAMPLES, UnknownExampleError, example
 from gradproof.model.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
-from gradproof.model.case import SpecError, json_safe, load_case
 from gradproof.model.dtypes import DTYPES, HALF, VALID_DTYPES
+from gradproof.model.spec import SpecError, json_safe, load_case
 from gradproof.reference import LAYERS
-from gradproof.run.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, Report, UsageError, check, replay
+from gradproof.run.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, UsageError, check, replay
+from gradproof.run.results import Report
 from gradproof.show.layers import arithmetic_of, layers_markdown, layers_table, layers_to_json
 from gradproof.show.progress import progress, tracked
 from gradproof.show.report import OutputConsole, conventions_table, diff, summary

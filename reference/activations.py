@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 from scipy.special import ndtr
 
-from gradproof.model.layer import UNIT, Layer, Option, Real
+from gradproof.model.layer import UNIT, Layer
+from gradproof.model.options import Option, Real
 from gradproof.reference.common import Array, Gradients, clamp, log_one_plus_exp, logistic, magnitude
 
 GELU_SCALE = math.sqrt(2.0 / math.pi)

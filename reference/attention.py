@@ -12,22 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MASK,
-    Argument,
-    Axis,
-    Choice,
-    Divisor,
-    Domain,
-    Layer,
-    Option,
-    Options,
-    OptionValue,
-    Real,
-    Shape,
-    ShapeError,
-    is_integer,
-)
+from gradproof.model.layer import MASK, Argument, Domain, Layer, ShapeError
+from gradproof.model.options import Axis, Choice, Divisor, Option, Options, OptionValue, Real, Shape, is_integer
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 

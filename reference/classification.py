@@ -13,24 +13,17 @@ from typing import Any
 import numpy as np
 from scipy.special import xlog1py, xlogy
 
-from gradproof.model.layer import (
+from gradproof.model.layer import REAL, UNIT, Argument, Domain, ShapeError, index_domain, normalized_shape, same_shape
+from gradproof.model.options import (
     MAX_RANK,
-    REAL,
-    UNIT,
-    Argument,
     Choice,
-    Domain,
     Option,
     Options,
     OptionValue,
     Real,
     Shape,
-    ShapeError,
     TrailingAxes,
-    index_domain,
     is_integer,
-    normalized_shape,
-    same_shape,
 )
 from gradproof.reference.common import (
     Array,

@@ -14,18 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import (
-    Choice,
-    Divisor,
-    Integers,
-    Layer,
-    Option,
-    Options,
-    OptionValue,
-    Shape,
-    ShapeError,
-    is_integer,
-)
+from gradproof.model.layer import Layer, ShapeError
+from gradproof.model.options import Choice, Divisor, Integers, Option, Options, OptionValue, Shape, is_integer
 from gradproof.reference.common import Array, Gradients
 from gradproof.reference.windows import Amounts, narrowed, taps, widened, window_count
 

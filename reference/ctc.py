@@ -15,20 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradproof.model.layer import (
-    Argument,
-    Choice,
-    Domain,
-    Integer,
-    Layer,
-    Option,
-    Options,
-    OptionValue,
-    Shape,
-    ShapeError,
-    index_domain,
-    is_integer,
-)
+from gradproof.model.layer import Argument, Domain, Layer, ShapeError, index_domain
+from gradproof.model.options import Choice, Integer, Option, Options, OptionValue, Shape, is_integer
 from gradproof.reference.common import Array, Gradients
 from gradproof.reference.softmax import log_softmax_backward, log_softmax_forward
 

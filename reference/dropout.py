@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradproof.model.layer import MASK, Argument, Domain, Layer, Option, Options, Real, Shape, ShapeError, same_shape
+from gradproof.model.layer import MASK, Argument, Domain, Layer, ShapeError, same_shape
+from gradproof.model.options import Option, Options, Real, Shape
 from gradproof.reference.common import Array, Gradients
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import POSITIVE, REAL, Argument, Domain, Kink, Layer, Option, Options, Real, Shape
+from gradproof.model.layer import POSITIVE, REAL, Argument, Domain, Kink, Layer
+from gradproof.model.options import Option, Options, Real, Shape
 from gradproof.reference.common import Array, Gradients, one_sided, unbroadcast
 from gradproof.reference.merges import PAIR, broadcast_shape
 

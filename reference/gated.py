@@ -12,19 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MAX_RANK,
-    Axis,
-    Choice,
-    Kink,
-    Layer,
-    Option,
-    Options,
-    OptionValue,
-    Shape,
-    ShapeError,
-    Size,
-)
+from gradproof.model.layer import Kink, Layer, ShapeError
+from gradproof.model.options import MAX_RANK, Axis, Choice, Option, Options, OptionValue, Shape, Size
 from gradproof.reference.activations import (
     gelu_backward,
     gelu_forward,

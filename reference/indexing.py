@@ -13,24 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MASK,
+from gradproof.model.layer import MASK, Argument, Domain, Layer, ShapeError, index_domain, same_shape
+from gradproof.model.options import (
     MAX_RANK,
-    Argument,
     Axis,
     Choice,
-    Domain,
     Integer,
-    Layer,
     Option,
     Options,
     OptionValue,
     Shape,
-    ShapeError,
     Size,
-    index_domain,
     is_integer,
-    same_shape,
 )
 from gradproof.reference.common import Array, Gradients, tie_shares, unbroadcast
 from gradproof.reference.merges import broadcast_partners, broadcast_shape

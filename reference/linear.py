@@ -12,18 +12,8 @@ from functools import cache
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MAX_RANK,
-    Argument,
-    Choice,
-    Layer,
-    Option,
-    Options,
-    OptionValue,
-    Shape,
-    ShapeError,
-    Size,
-)
+from gradproof.model.layer import Argument, Layer, ShapeError
+from gradproof.model.options import MAX_RANK, Choice, Option, Options, OptionValue, Shape, Size
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 

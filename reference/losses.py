@@ -6,20 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradproof.model.layer import (
-    POSITIVE,
-    REAL,
-    UNIT,
-    Argument,
-    Choice,
-    Domain,
-    Layer,
-    Option,
-    Options,
-    Shape,
-    ShapeError,
-    same_shape,
-)
+from gradproof.model.layer import POSITIVE, REAL, UNIT, Argument, Domain, Layer, ShapeError, same_shape
+from gradproof.model.options import Choice, Option, Options, Shape
 from gradproof.reference.common import Array, Gradients
 
 Unreduced = Callable[[Shape, Options], Shape]

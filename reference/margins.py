@@ -14,23 +14,18 @@ import numpy as np
 
 from gradproof.model.layer import (
     LABEL,
-    MAX_RANK,
     REAL,
     SIGN,
     UNIT,
     Argument,
-    Choice,
     Domain,
     Kink,
     Layer,
-    Option,
-    Options,
-    Real,
-    Shape,
     ShapeError,
     index_domain,
     same_shape,
 )
+from gradproof.model.options import MAX_RANK, Choice, Option, Options, Real, Shape
 from gradproof.reference.common import (
     Array,
     Gradients,

@@ -11,19 +11,8 @@ from itertools import product
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MAX_RANK,
-    Argument,
-    Axis,
-    Layer,
-    Option,
-    Options,
-    OptionValue,
-    Shape,
-    ShapeError,
-    is_integer,
-    same_shape,
-)
+from gradproof.model.layer import Argument, Layer, ShapeError, same_shape
+from gradproof.model.options import MAX_RANK, Axis, Option, Options, OptionValue, Shape, is_integer
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 

@@ -14,23 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MAX_RANK,
-    Argument,
-    Choice,
-    Divisor,
-    Domain,
-    Integer,
-    Layer,
-    Option,
-    Options,
-    Real,
-    Shape,
-    ShapeError,
-    Size,
-    TrailingAxes,
-    normalized_shape,
-)
+from gradproof.model.layer import Argument, Domain, Layer, ShapeError, normalized_shape
+from gradproof.model.options import MAX_RANK, Choice, Divisor, Integer, Option, Options, Real, Shape, Size, TrailingAxes
 from gradproof.reference.common import Array, Gradients, unbroadcast
 from gradproof.reference.linear import linear_backward, linear_forward
 

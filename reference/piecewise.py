@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import UNIT, Choice, Kink, Layer, Option, Options, Real, Shape
+from gradproof.model.layer import UNIT, Kink, Layer
+from gradproof.model.options import Choice, Option, Options, Real, Shape
 from gradproof.reference.common import Array, Gradients, clamp, magnitude, one_sided, positive_part, unbroadcast
 
 

@@ -16,24 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MAX_RANK,
-    POSITIVE,
-    REAL,
-    Argument,
-    Choice,
-    Domain,
-    Integer,
-    Integers,
-    Kink,
-    Layer,
-    Option,
-    Options,
-    OptionValue,
-    Shape,
-    ShapeError,
-    is_integer,
-)
+from gradproof.model.layer import POSITIVE, REAL, Argument, Domain, Kink, Layer, ShapeError
+from gradproof.model.options import MAX_RANK, Choice, Integer, Integers, Option, Options, OptionValue, Shape, is_integer
 from gradproof.reference.common import Array, Gradients, magnitude, tie_shares
 from gradproof.reference.windows import window_count
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import Argument, Choice, Integer, Layer, Option, Options, Shape, ShapeError, Size
+from gradproof.model.layer import Argument, Layer, ShapeError
+from gradproof.model.options import Choice, Integer, Option, Options, Shape, Size
 from gradproof.reference.common import Array, Gradients, logistic
 
 States = tuple[Any, ...]

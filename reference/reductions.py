@@ -13,18 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MAX_RANK,
-    Axes,
-    Axis,
-    Choice,
-    Kink,
-    Layer,
-    Option,
-    Options,
-    Shape,
-    ShapeError,
-)
+from gradproof.model.layer import Kink, Layer, ShapeError
+from gradproof.model.options import MAX_RANK, Axes, Axis, Choice, Option, Options, Shape
 from gradproof.reference.common import Array, Gradients, magnitude, one_sided, tie_shares
 
 Where = tuple[Shape, tuple[int, ...]]

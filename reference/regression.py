@@ -11,19 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import (
-    POSITIVE,
-    REAL,
-    Argument,
-    Choice,
-    Domain,
-    Kink,
-    Option,
-    Options,
-    Real,
-    Shape,
-    same_shape,
-)
+from gradproof.model.layer import POSITIVE, REAL, Argument, Domain, Kink, same_shape
+from gradproof.model.options import Choice, Option, Options, Real, Shape
 from gradproof.reference.common import (
     Array,
     Gradients,

@@ -11,18 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import (
-    MAX_RANK,
-    Choice,
-    Layer,
-    Option,
-    Options,
-    OptionValue,
-    Real,
-    Shape,
-    ShapeError,
-    is_integer,
-)
+from gradproof.model.layer import Layer, ShapeError
+from gradproof.model.options import MAX_RANK, Choice, Option, Options, OptionValue, Real, Shape, is_integer
 from gradproof.reference.common import Array, Gradients, magnitude, positive_part
 from gradproof.reference.windows import Amounts, narrowed, widened
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradproof.model.layer import MAX_RANK, Layer, NewShape, Option, Options, OptionValue, Shape, is_integer
+from gradproof.model.layer import Layer
+from gradproof.model.options import MAX_RANK, NewShape, Option, Options, OptionValue, Shape, is_integer
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 

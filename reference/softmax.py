@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.layer import MAX_RANK, UNIT, Axes, Axis, Choice, Layer, Option, Options, Shape, normalized_shape
+from gradproof.model.layer import UNIT, Layer, normalized_shape
+from gradproof.model.options import MAX_RANK, Axes, Axis, Choice, Option, Options, Shape
 from gradproof.reference.common import Array, Gradients
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from gradproof.model.adapter import Forward
-from gradproof.model.layer import Layer, Options
+from gradproof.model.layer import Layer
 from gradproof.model.network import Network, Node
+from gradproof.model.options import Options
 
 Row = tuple[Callable[..., tuple[np.ndarray, Any]], Callable[[np.ndarray, Any], dict[str, np.ndarray]]]
 Conventions = Mapping[str, Mapping[str, float]]

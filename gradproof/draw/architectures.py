@@ -11,8 +11,9 @@ from itertools import cycle, islice
 import numpy as np
 
 from gradproof.draw.drawing import Drawn
-from gradproof.model.layer import REAL, UNIT, Domain, OptionValue, Shape, index_domain
+from gradproof.model.layer import REAL, UNIT, Domain, index_domain
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import OptionValue, Shape
 from gradproof.reference import LAYERS
 
 SCALE = 0.5

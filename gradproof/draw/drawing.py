@@ -22,17 +22,9 @@ from hypothesis.internal.conjecture.utils import calc_label_from_name
 
 from gradproof.model.case import Case
 from gradproof.model.dtypes import limits
-from gradproof.model.layer import (
-    MAX_RANK,
-    REAL,
-    Argument,
-    Domain,
-    Layer,
-    OptionValue,
-    Shape,
-    ShapeError,
-)
+from gradproof.model.layer import REAL, Argument, Domain, Layer, ShapeError
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import MAX_RANK, OptionValue, Shape
 from gradproof.reference import LAYERS
 
 MAX_NODES = 8

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradproof.model.layer import Layer, Options
+from gradproof.model.layer import Layer
 from gradproof.model.network import Network
+from gradproof.model.options import Options
 from gradproof.model.place import place
 
 JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
-from gradproof.model.layer import REAL, Domain, Layer, Options, OptionValue, Shape, ShapeError
+from gradproof.model.layer import REAL, Domain, Layer, ShapeError
+from gradproof.model.options import Options, OptionValue, Shape
 
 T = TypeVar("T")
 

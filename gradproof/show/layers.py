@@ -12,7 +12,8 @@ from rich.text import Text
 from gradproof.draw.drawing import Drawn, draw_each
 from gradproof.model.adapter import Adapter, supported
 from gradproof.model.dtypes import DTYPES
-from gradproof.model.layer import Kink, Layer, Option, Shape
+from gradproof.model.layer import Kink, Layer
+from gradproof.model.options import Option, Shape
 from gradproof.reference import LAYERS
 from gradproof.verdict.examination import Subject, probe
 

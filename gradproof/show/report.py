@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradproof.run.check import TOO_LITTLE, Report, Tally
+from gradproof.run.results import TOO_LITTLE, Report, Tally
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.rows import Row, rows
 from gradproof.verdict.running import FAILURES, REUSED, SECOND_PASS

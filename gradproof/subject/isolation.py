@@ -42,8 +42,9 @@ from gradproof.model.adapter import (
     told,
     told_where,
 )
-from gradproof.model.layer import Layer, Options
+from gradproof.model.layer import Layer
 from gradproof.model.network import Network
+from gradproof.model.options import Options
 from gradproof.reference import LAYERS
 from gradproof.subject.registry import load_adapter
 from gradproof.subject.watch import Remark, Remarking, Watched

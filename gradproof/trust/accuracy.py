@@ -16,7 +16,8 @@ import numpy as np
 from mpmath import mp
 from rich.console import Console
 
-from gradproof.model.layer import Layer, OptionValue
+from gradproof.model.layer import Layer
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS
 from gradproof.reference.precise import precise
 

@@ -19,7 +19,8 @@ from rich.console import Console
 from gradproof.draw.drawing import MAX_NODES, Drawn, draw_each
 from gradproof.draw.joining import NODES, Surroundings, ordinary_parts
 from gradproof.model.case import Case
-from gradproof.run.check import Report, check
+from gradproof.run.check import check
+from gradproof.run.results import Report
 from gradproof.show.progress import tracked
 from gradproof.trust import accuracy, sums
 from gradproof.trust.faults import FAULTS, Fault

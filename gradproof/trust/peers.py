@@ -14,8 +14,9 @@ import numpy as np
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.case import Case, upcast
 from gradproof.model.dtypes import VALID_DTYPES
-from gradproof.model.layer import Layer, Options, Shape
+from gradproof.model.layer import Layer
 from gradproof.model.network import Network, Node
+from gradproof.model.options import Options, Shape
 from gradproof.verdict.arithmetic import Classes
 from gradproof.verdict.examination import Subject, disagrees, examine
 from gradproof.verdict.sweep import Sweep

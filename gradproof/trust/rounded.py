@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from gradproof.model.case import upcast
-from gradproof.model.layer import Layer, Options
+from gradproof.model.layer import Layer
 from gradproof.model.network import Node
+from gradproof.model.options import Options
 from gradproof.reference import NumpyReference
 from gradproof.reference.walk import Row
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.model.dtypes import is_floating, limits
-from gradproof.model.layer import Shape
+from gradproof.model.options import Shape
 from gradproof.reference.algorithms import Algorithm
 from gradproof.verdict.equations import ARITHMETICS, INSIDE, Arithmetic, Floor, Statement
 

@@ -18,8 +18,9 @@ import numpy as np
 from gradproof.model.adapter import Adapter
 from gradproof.model.case import Case, upcast
 from gradproof.model.dtypes import VALID_DTYPES
-from gradproof.model.layer import Layer, OptionValue, Shape, TrailingAxes
+from gradproof.model.layer import Layer
 from gradproof.model.network import Node
+from gradproof.model.options import OptionValue, Shape, TrailingAxes
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.verdict.agreement import Evidence, TensorCheck
 

@@ -13,8 +13,9 @@ import numpy as np
 from gradproof.model.adapter import Adapter, supported
 from gradproof.model.case import Case, upcast
 from gradproof.model.dtypes import limits
-from gradproof.model.layer import Kink, Layer, Options, Shape, ShapeError
+from gradproof.model.layer import Kink, Layer, ShapeError
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import Options, Shape
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.verdict.divergence import Divergence, divergences_of
 from gradproof.verdict.examination import Culprit, Examination, Subject, examine

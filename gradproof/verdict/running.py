@@ -14,7 +14,7 @@ import numpy as np
 
 from gradproof.model.adapter import Adapter, EndedError, Forward, told, told_where
 from gradproof.model.case import Case
-from gradproof.model.layer import Shape
+from gradproof.model.options import Shape
 from gradproof.subject.watch import Remark, Remarking, watch
 from gradproof.verdict.agreement import TensorCheck
 from gradproof.verdict.noise import tensors

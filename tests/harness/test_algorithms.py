@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gradproof.draw.drawing import Drawn, draw_each
-from gradproof.model.layer import Layer, Options
+from gradproof.model.layer import Layer
+from gradproof.model.options import Options
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of, by_folding
 from gradproof.subject.registry import load_adapter

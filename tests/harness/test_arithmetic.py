@@ -11,8 +11,9 @@ import pytest
 from gradproof.model.adapter import Forward
 from gradproof.model.case import Case, jittered, redrawn, upcast
 from gradproof.model.dtypes import HALF, is_floating
-from gradproof.model.layer import Layer, Options, OptionValue, index_domain
+from gradproof.model.layer import Layer, index_domain
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import Options, OptionValue
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.verdict.arithmetic import FEWEST_PROBES, MOST_PROBES, PATIENT_PROBES, Classes, Evidence, Probe
 from gradproof.verdict.equations import EVERY, INSIDE, STORED, Arithmetic, Equations

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.model.case import Case, load_case, redrawn
+from gradproof.model.case import Case, redrawn
 from gradproof.model.dtypes import HALF, limits
+from gradproof.model.spec import load_case
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
-from gradproof.run.check import Report, check
+from gradproof.run.check import check
+from gradproof.run.results import Report
 from gradproof.show.report import biases
 from gradproof.trust.rounded import RoundedOnce
 from gradproof.verdict.bias import FEWEST, OFTEN, Evidence, Scale

@@ -15,10 +15,19 @@ import pytest
 from hypothesis import example, given, settings
 
 from gradproof.draw.drawing import Drawn, drawn_networks
-from gradproof.model.case import SCHEMA, Case, SpecError, case_from_json, load_case, network_from_json, save_case
+from gradproof.model.case import Case
 from gradproof.model.dtypes import VALID_DTYPES, limits
 from gradproof.model.layer import UNIT, index_domain
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.spec import (
+    SCHEMA,
+    SpecError,
+    case_from_json,
+    case_to_json,
+    load_case,
+    network_from_json,
+    save_case,
+)
 from gradproof.reference import LAYERS
 
 LAYER_NAMES = ", ".join(LAYERS)
@@ -99,7 +108,7 @@ def refusal(path: Path) -> str:
 @given(drawn_networks())
 def test_a_drawn_case_survives_json(dtype: str, drawn: Drawn) -> None:
     case = drawn.case(dtype)
-    again = case_from_json(json.loads(json.dumps(case.to_json(), allow_nan=False)), LAYERS)
+    again = case_from_json(json.loads(json.dumps(case_to_json(case), allow_nan=False)), LAYERS)
     assert again.network == case.network
     assert (again.dtype, again.seed) == (dtype, drawn.seed)
     assert {name: bits(value) for name, value in again.values.items()} == {
@@ -123,7 +132,7 @@ def test_awkward_numbers_survive(dtype: str) -> None:
     info = limits(dtype)
     numbers = np.array([-0.0, 0.1, 1e-30, info.smallest_subnormal, info.smallest_normal, info.max, -info.max], dtype)
     network = Network((Input("x", numbers.shape),), (node("y", "tanh", "x"),))
-    data = json.loads(json.dumps(Case(network, dtype, {"x": numbers}, numbers).to_json()))
+    data = json.loads(json.dumps(case_to_json(Case(network, dtype, {"x": numbers}, numbers))))
     assert bits(case_from_json(data, LAYERS).values["x"]) == bits(numbers)
     assert bits(case_from_json(data, LAYERS).cotangent) == bits(numbers)
 
@@ -131,12 +140,12 @@ def test_awkward_numbers_survive(dtype: str) -> None:
 def test_a_case_without_a_seed_stays_without_one() -> None:
     case = classifier()
     without = Case(case.network, case.dtype, case.values, case.cotangent)
-    assert without.to_json()["seed"] is None
-    assert case_from_json(without.to_json(), LAYERS).seed is None
+    assert case_to_json(without)["seed"] is None
+    assert case_from_json(case_to_json(without), LAYERS).seed is None
 
 
 def test_the_fields_of_a_spec() -> None:
-    data = classifier().to_json()
+    data = case_to_json(classifier())
     assert list(data) == ["schema", "dtype", "seed", "network", "values", "cotangent"]
     assert (data["schema"], data["dtype"], data["seed"], data["cotangent"]) == (SCHEMA, "float64", 7, 1.5)
     assert data["network"] == {
@@ -330,7 +339,7 @@ def changed(spec: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("field", "value", "message"), BAD_FIELDS)
 def test_a_bad_field_is_refused(tmp_path: Path, field: str, value: object, message: str) -> None:
-    assert refusal(written(tmp_path, changed(classifier().to_json(), field, value))) == message
+    assert refusal(written(tmp_path, changed(case_to_json(classifier()), field, value))) == message
 
 
 NO_NUMBERS = [
@@ -350,7 +359,7 @@ NO_NUMBERS = [
 @pytest.mark.parametrize(("field", "value"), NO_NUMBERS)
 def test_what_only_looks_like_a_number_is_refused(tmp_path: Path, field: str, value: object) -> None:
     what = "cotangent" if field == "cotangent" else f"values: {field.split('.')[1]!r}"
-    message = refusal(written(tmp_path, changed(classifier().to_json(), field, value)))
+    message = refusal(written(tmp_path, changed(case_to_json(classifier()), field, value)))
     assert message.startswith(f"{what} is not an array of ")
 
 
@@ -377,7 +386,7 @@ WRONG_TYPES = [
 
 @pytest.mark.parametrize(("field", "value", "start"), WRONG_TYPES)
 def test_a_field_of_a_wrong_type_is_refused_by_name(tmp_path: Path, field: str, value: object, start: str) -> None:
-    assert refusal(written(tmp_path, changed(classifier().to_json(), field, value))).startswith(start)
+    assert refusal(written(tmp_path, changed(case_to_json(classifier()), field, value))).startswith(start)
 
 
 # Refusals of a Case made in Python.

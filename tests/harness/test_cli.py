@@ -19,10 +19,10 @@ import pytest
 
 from gradproof.cli import AGREEMENT, DISAGREEMENT, INTERRUPTED, USAGE, main
 from gradproof.draw.examples import EXAMPLES
-from gradproof.model.case import load_case
+from gradproof.model.spec import load_case
 from gradproof.reference import LAYERS
 from gradproof.reference.algorithms import DIFFERENCE
-from gradproof.run.check import Disagreement
+from gradproof.run.results import Disagreement
 from gradproof.subject.registry import adapter_names
 from gradproof.verdict.agreement import THRESHOLD
 

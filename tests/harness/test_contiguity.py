@@ -18,8 +18,8 @@ import torch
 
 from gradproof.adapters.torch import ROWS, TorchAdapter
 from gradproof.draw.drawing import Drawn
-from gradproof.model.layer import OptionValue
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS
 from gradproof.verdict.examination import Subject, examine
 

@@ -16,11 +16,13 @@ import pytest
 from gradproof.draw.drawing import Drawn, draw_each
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.case import Case
-from gradproof.model.layer import REAL, OptionValue
+from gradproof.model.layer import REAL
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference import attention as reference_attention
-from gradproof.run.check import Report, check, disagreements
+from gradproof.run.check import check
+from gradproof.run.results import Report, disagreements
 from gradproof.trust.faults import FAULTS, KERNEL_FAULTS, KIND_FAULTS, Fault
 from gradproof.verdict.agreement import Evidence, judge
 from gradproof.verdict.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn

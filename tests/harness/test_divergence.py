@@ -17,11 +17,13 @@ import gradproof.adapters
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.case import Case
 from gradproof.model.dtypes import VALID_DTYPES
-from gradproof.model.layer import Layer, Options
+from gradproof.model.layer import Layer
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import Options
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row
-from gradproof.run.check import Report, check
+from gradproof.run.check import check
+from gradproof.run.results import Report
 from gradproof.subject.registry import load_adapter
 from gradproof.verdict.agreement import Evidence, TensorCheck
 from gradproof.verdict.divergence import (

@@ -30,10 +30,12 @@ from gradproof.draw.drawing import (
     networks,
 )
 from gradproof.model.adapter import Adapter
-from gradproof.model.case import Case, case_from_json, network_from_json, network_to_json
+from gradproof.model.case import Case
 from gradproof.model.dtypes import DTYPES
-from gradproof.model.layer import MAX_RANK, Axis, Choice, Integer, Integers, Layer, NewShape, Real, Shape, TrailingAxes
+from gradproof.model.layer import Layer
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import MAX_RANK, Axis, Choice, Integer, Integers, NewShape, Real, Shape, TrailingAxes
+from gradproof.model.spec import case_from_json, case_to_json, network_from_json, network_to_json
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.trust.faults import FAULTS
 
@@ -64,7 +66,7 @@ def draws(count: int, seed: int = 1, layers: tuple[str, ...] = (), max_nodes: in
 @given(drawn_networks(), st.sampled_from(DTYPES))
 def test_every_drawn_network_is_valid_and_its_case_round_trips(drawn: Drawn, dtype: str) -> None:
     case = drawn.case(dtype)
-    copy = case_from_json(json.loads(json.dumps(case.to_json())), LAYERS)
+    copy = case_from_json(json.loads(json.dumps(case_to_json(case))), LAYERS)
     assert copy.network == drawn.network
     for name, value in case.values.items():
         assert copy.values[name].dtype == value.dtype

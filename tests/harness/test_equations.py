@@ -10,8 +10,9 @@ import pytest
 
 from gradproof.model.case import Case
 from gradproof.model.dtypes import HALF
-from gradproof.model.layer import OptionValue, index_domain
+from gradproof.model.layer import index_domain
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.algorithms import Algorithm
 from gradproof.verdict.agreement import TensorCheck, judge

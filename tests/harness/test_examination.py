@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from gradproof.draw.drawing import Drawn, drawn_networks
 from gradproof.model.adapter import TOLD, Adapter, Forward, told
 from gradproof.model.case import Case
-from gradproof.model.layer import UNIT, OptionValue
+from gradproof.model.layer import UNIT
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Conventions
-from gradproof.run.check import disagreements
+from gradproof.run.results import disagreements
 from gradproof.trust.faults import FAULTS
 from gradproof.verdict.examination import Examination, Subject, examine
 from gradproof.verdict.rows import Row, rows

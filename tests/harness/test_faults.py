@@ -13,7 +13,8 @@ from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.dtypes import DTYPES
 from gradproof.model.network import Network
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.run.check import Report, check
+from gradproof.run.check import check
+from gradproof.run.results import Report
 from gradproof.trust.faults import FAULTS, MISBEHAVIOUR, ROW_FAULTS, SORTS, WALK_FAULTS, Fault
 from gradproof.trust.measure import NETWORKS, TIMEOUT, catch
 from gradproof.verdict.agreement import TensorCheck

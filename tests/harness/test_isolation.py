@@ -21,10 +21,12 @@ import pytest
 from gradproof.cli import AGREEMENT, DISAGREEMENT, USAGE
 from gradproof.draw.drawing import Drawn
 from gradproof.model.adapter import AdapterError, EndedError, RelayedError
-from gradproof.model.case import Case, save_case
+from gradproof.model.case import Case
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.spec import save_case
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.run.check import Report, check, disagreements, replay
+from gradproof.run.check import check, replay
+from gradproof.run.results import Report, disagreements
 from gradproof.subject.isolation import SECONDS_TO_LEAVE, Isolated, half_of_memory, loader
 from gradproof.subject.registry import load_adapter
 from gradproof.verdict.divergence import divergences_of

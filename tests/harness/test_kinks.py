@@ -12,12 +12,14 @@ import pytest
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.case import Case
 from gradproof.model.dtypes import DTYPES
-from gradproof.model.layer import Kink, Layer, Options
+from gradproof.model.layer import Kink, Layer
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import Options
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.common import one_sided
 from gradproof.reference.walk import Row
-from gradproof.run.check import Report, Run, check, replay
+from gradproof.run.check import Run, check, replay
+from gradproof.run.results import Report
 from gradproof.verdict.examination import Subject, examine
 from gradproof.verdict.kinks import one_node, probe, probed_subject
 

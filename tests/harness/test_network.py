@@ -8,8 +8,9 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from gradproof.model.layer import REAL, UNIT, OptionValue, index_domain
+from gradproof.model.layer import REAL, UNIT, index_domain
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS
 
 X = Input("x", (2, 3))

@@ -16,8 +16,8 @@ from gradproof.draw.drawing import draw_each
 from gradproof.model.adapter import Adapter
 from gradproof.model.case import Case
 from gradproof.model.dtypes import HALF, VALID_DTYPES, limits
-from gradproof.model.layer import OptionValue
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.verdict import agreement, equations, noise
 from gradproof.verdict.agreement import FEW_RUNS, MANY_RUNS, judge

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gradproof.draw.architectures import ARCHITECTURES
-from gradproof.model.case import load_case
+from gradproof.model.spec import load_case
 from gradproof.reference import LAYERS
 from gradproof.subject.registry import adapter_names
 

@@ -16,10 +16,12 @@ from rich.console import RenderableType
 
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.case import Case
-from gradproof.model.layer import Layer, Options, OptionValue
+from gradproof.model.layer import Layer
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import Options, OptionValue
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.run.check import Report, Run, Tally, replay
+from gradproof.run.check import Run, replay
+from gradproof.run.results import Report, Tally
 from gradproof.show.layers import layers_table
 from gradproof.show.report import OutputConsole, closing_line, conventions_table, diff_text, headline, summary, warnings
 from gradproof.subject.registry import load_adapter

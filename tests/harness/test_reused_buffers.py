@@ -18,7 +18,8 @@ from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.case import Case, redrawn
 from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.run.check import disagreements, replay
+from gradproof.run.check import replay
+from gradproof.run.results import disagreements
 from gradproof.show.report import diff_text, headline
 from gradproof.subject.isolation import Isolated
 from gradproof.subject.watch import _given_out

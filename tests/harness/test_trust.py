@@ -10,7 +10,7 @@ import pytest
 
 from gradproof.draw.joining import Surroundings, ordinary_parts
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.run.check import Report
+from gradproof.run.results import Report
 from gradproof.trust import mutants, sums
 from gradproof.trust.accuracy import GOAL, accuracy
 from gradproof.trust.faults import FAULTS, Fault

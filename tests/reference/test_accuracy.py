@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from mpmath import mp
 
-from gradproof.model.layer import Layer, OptionValue
+from gradproof.model.layer import Layer
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS, PRECISE
 from gradproof.reference.activations import QUICK_GELU_SCALE
 from gradproof.reference.precise import (

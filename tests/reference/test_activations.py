@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.model.layer import Layer, OptionValue, Shape
+from gradproof.model.layer import Layer
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import OptionValue, Shape
 from gradproof.reference import LAYERS
 from gradproof.reference.precise import precise
 

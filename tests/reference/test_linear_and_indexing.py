@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gradproof.model.case import Case
-from gradproof.model.layer import OptionValue, Shape, ShapeError, index_domain
+from gradproof.model.layer import ShapeError, index_domain
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import OptionValue, Shape
 from gradproof.reference import LAYERS
 from gradproof.reference.linear import Indices, parse_equation
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from gradproof.model.layer import Options, Shape, ShapeError
+from gradproof.model.layer import ShapeError
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import Options, Shape
 from gradproof.reference import LAYERS
 
 Array = np.ndarray[Any, Any]

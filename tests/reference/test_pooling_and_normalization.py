@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.model.layer import Domain, OptionValue, Shape
+from gradproof.model.layer import Domain
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import OptionValue, Shape
 from gradproof.reference import LAYERS
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.model.layer import Choice, Domain, Integer, Integers, Kink, Layer, OptionValue, Real, Shape, ShapeError
+from gradproof.model.layer import Domain, Kink, Layer, ShapeError
+from gradproof.model.options import Choice, Integer, Integers, OptionValue, Real, Shape
 from gradproof.reference import LAYERS, PRECISE
 from gradproof.reference.precise import precise
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.model.layer import Layer, Options, Shape
+from gradproof.model.layer import Layer
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import Options, Shape
 from gradproof.reference import LAYERS
 
 LOG2, LOG3 = math.log(2.0), math.log(3.0)  # tanh(LOG2) = 3/5, sigmoid(LOG3) = 3/4

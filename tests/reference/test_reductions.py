@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.model.layer import OptionValue, Shape
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.options import OptionValue, Shape
 from gradproof.reference import LAYERS
 
 Array = np.ndarray[Any, Any]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.model.layer import UNIT, OptionValue, index_domain
+from gradproof.model.layer import UNIT, index_domain
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS, NumpyReference
 
 Array = np.ndarray[Any, Any]
