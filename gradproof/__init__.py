@@ -34,7 +34,7 @@ _HOMES = {
     "Layer": "model.layer",
     "Network": "model.network",
     "NumpyReference": "reference",
-    "Report": "run.check",
+    "Report": "run.results",
     "TapeAdapter": "adapters.tape",
     "check": "run.check",
     "replay": "run.check",

@@ -6,10 +6,6 @@ killed, and the next request starts another. The adapter's tapes stay in the chi
 
 from __future__ import annotations
 
-import copyreg
-import ctypes
-import inspect
-import io
 import os
 import pickle
 import signal
@@ -22,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from multiprocessing import Pipe
@@ -40,14 +36,13 @@ from gradproof.model.adapter import (
     RelayedError,
     RelayedMemoryError,
     told,
-    told_where,
 )
 from gradproof.model.layer import Layer
 from gradproof.model.network import Network
 from gradproof.model.options import Options
-from gradproof.reference import LAYERS
+from gradproof.subject.messages import Answer, Loaded, Raised, pickled
 from gradproof.subject.registry import load_adapter
-from gradproof.subject.watch import Remark, Remarking, Watched
+from gradproof.subject.watch import Remark, Remarking
 
 GIB = 2.0**30
 
@@ -68,7 +63,7 @@ SHOWN = 80
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
-CHILD = "import sys; sys.path[:] = sys.argv[2:]; from gradproof.subject.isolation import serve; serve(int(sys.argv[1]))"
+CHILD = "import sys; sys.path[:] = sys.argv[2:]; from gradproof.subject.server import serve; serve(int(sys.argv[1]))"
 """What a child runs. Not multiprocessing, which would run the caller's script once more."""
 
 
@@ -154,7 +149,7 @@ class Isolated(Remarking):
         number = next(self._numbers)
         self._start_where_none_is()
         self._ran.note(network, dtype)
-        answer: _Answer = self._ask(None, "forward", number, network, dict(values), dtype)
+        answer: Answer = self._ask(None, "forward", number, network, dict(values), dtype)
         _write(answer.values, values)
         tape = _Tape(number, self._child, values, answer.overwritten)
         forward = Forward(answer.arrays, tape, tape.live)
@@ -165,7 +160,7 @@ class Isolated(Remarking):
         tape: _Tape = forward.tape
         if tape.child is not self._child:
             raise EndedError("the process that made the forward pass has ended")
-        answer: _Answer = self._ask(None, "backward", tape.number, cotangent)
+        answer: Answer = self._ask(None, "backward", tape.number, cotangent)
         self.remarks += answer.remarks
         _write(answer.values, tape.values)
         _write(answer.outputs, forward.outputs)
@@ -200,10 +195,10 @@ class Isolated(Remarking):
             with off_the_clock():
                 self._start()
 
-    def _start(self) -> _Loaded:
+    def _start(self) -> Loaded:
         child = _Child(self._directory, self._memory)
         try:
-            loaded: _Loaded = _answer(child.ask(((), "load", (self._request,)), SECONDS_TO_LOAD))
+            loaded: Loaded = _answer(child.ask(((), "load", (self._request,)), SECONDS_TO_LOAD))
         except AdapterError:
             child.kill()
             raise
@@ -229,7 +224,7 @@ def _write(changed: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) 
 
 def _answer(reply: Any) -> Any:
     """The reply, or what it says was raised."""
-    if isinstance(reply, _Raised):
+    if isinstance(reply, Raised):
         raise reply.kind(reply.message)
     return reply
 
@@ -257,7 +252,7 @@ class _Child:
     def ask(self, question: Any, seconds: float | None) -> Any:
         """The reply, within so many seconds. Raises RelayedError, which says why there is none."""
         try:
-            self._connection.send_bytes(_pickled(question))
+            self._connection.send_bytes(pickled(question))
             self._wait(seconds)
             reply = self._connection.recv_bytes()
         except (EOFError, OSError):
@@ -343,173 +338,3 @@ def off_the_clock() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, left, interval)
-
-
-def _named_layer(name: str) -> Layer:
-    return LAYERS[name]
-
-
-class _Pickler(pickle.Pickler):
-    """Layers go by their name, for their functions cannot be pickled."""
-
-    dispatch_table = copyreg.dispatch_table | {Layer: lambda layer: (_named_layer, (layer.name,))}
-
-
-def _pickled(message: Any) -> bytes:
-    target = io.BytesIO()
-    _Pickler(target, pickle.HIGHEST_PROTOCOL).dump(message)
-    return target.getvalue()
-
-
-# What passes between the two.
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    name: str
-    version: str
-    class_file: Path | None
-    fused: bool
-
-
-@dataclass(frozen=True)
-class _Raised:
-    """An exception of the adapter's. kind: what the parent raises in its place."""
-
-    kind: type[BaseException]
-    message: str
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """The arrays of a forward or backward pass, what it wrote to of what was there before, and the remarks on both.
-
-    overwritten: the node outputs that are no longer what they were when they were computed, as they are now.
-    """
-
-    arrays: dict[str, Any]
-    values: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
-    cotangent: dict[str, np.ndarray] = field(default_factory=dict)
-    remarks: list[Remark] = field(default_factory=list)
-    overwritten: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def _passed(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Results as they can be passed on; those that are no arrays as something else of the same name."""
-    return {f"{name}": _plain(result) for name, result in found.items()}
-
-
-def _plain(result: Any) -> Any:
-    if result is None or isinstance(result, np.generic):
-        return result
-    if isinstance(result, np.ndarray):
-        return np.empty(result.shape, object) if result.dtype.hasobject else np.asarray(result)
-    return _Foreign(type(result).__name__)
-
-
-def _overwritten(forward: Forward) -> dict[str, np.ndarray]:
-    """The outputs that the framework now holds with other numbers than it gave."""
-    held = {name: array for name, array in forward.live.items() if isinstance(forward.outputs.get(name), np.ndarray)}
-    return {name: array for name, array in held.items() if array.tobytes() != forward.outputs[name].tobytes()}
-
-
-class _Foreign:
-    """Stands for a result that is no array: an object whose type has that name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __reduce__(self) -> Any:
-        return _foreign, (self._name,)
-
-
-def _foreign(name: str) -> Any:
-    return type(name, (), {})()
-
-
-class _Snapshot:
-    """The numbers in some arrays, to tell afterwards which were written to."""
-
-    def __init__(self, arrays: Mapping[str, Any]) -> None:
-        self._arrays = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
-        self._bytes = {name: array.tobytes() for name, array in self._arrays.items()}
-
-    def changed(self) -> dict[str, np.ndarray]:
-        return {name: array for name, array in self._arrays.items() if array.tobytes() != self._bytes[name]}
-
-
-# The child.
-
-
-def serve(file_descriptor: int) -> None:
-    """Answer until the parent hangs up."""
-    os.set_inheritable(file_descriptor, False)
-    _end_with_parent()
-    connection = Connection(file_descriptor)
-    server = _Server()
-    with suppress(EOFError, OSError):
-        while True:
-            connection.send_bytes(server.reply(connection.recv_bytes()))
-
-
-def _end_with_parent() -> None:
-    """On Linux: be killed when the parent ends, even in the midst of work, and before it where memory runs out."""
-    if sys.platform == "linux":
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-class _Server:
-    """The adapter, and the forward passes that the parent may still ask a backward pass of."""
-
-    def __init__(self) -> None:
-        self._adapter: Any = None
-        self._held: dict[int, tuple[Watched, Forward, dict[str, np.ndarray]]] = {}
-
-    def reply(self, question: bytes) -> bytes:
-        """The answer to a question, or what was raised."""
-        dropped, method, arguments = pickle.loads(question)
-        for number in dropped:
-            self._held.pop(number, None)
-        try:
-            return pickle.dumps(getattr(self, method)(*arguments), pickle.HIGHEST_PROTOCOL)
-        except KeyboardInterrupt:
-            raised = _Raised(KeyboardInterrupt, "")
-        except MemoryError as error:
-            raised = _Raised(RelayedMemoryError, told_where(error))
-        except BaseException as error:  # a verdict on the adapter, whatever it is
-            raised = _Raised(RelayedError, told_where(error))
-        return pickle.dumps(raised)
-
-    def load(self, request: str) -> _Loaded | _Raised:
-        try:
-            self._adapter = load_adapter(request)
-        except AdapterError as error:
-            return _Raised(AdapterError, str(error))
-        file = None
-        with suppress(TypeError, OSError):
-            file = Path(inspect.getfile(type(self._adapter))).absolute()
-        fused = bool(getattr(self._adapter, "fused", False))
-        return _Loaded(self._adapter.name, self._adapter.version(), file, fused)
-
-    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
-        return bool(self._adapter.supports(layer, options, dtype))
-
-    def forward(self, number: int, network: Network, values: dict[str, np.ndarray], dtype: str) -> _Answer:
-        watched = Watched(self._adapter)
-        given = _Snapshot(values)
-        forward = watched.forward(network, values, dtype)
-        self._held[number] = watched, forward, values
-        return _Answer(_passed(forward.outputs), given.changed(), overwritten=_overwritten(forward))
-
-    def backward(self, number: int, cotangent: np.ndarray) -> _Answer:
-        watched, forward, values = self._held[number]
-        given, made, seed = (_Snapshot(each) for each in (values, forward.outputs, {"": cotangent}))
-        gradients = watched.backward(forward, cotangent)
-        remarks, watched.remarks = watched.remarks, []
-        return _Answer(
-            _passed(gradients), given.changed(), made.changed(), seed.changed(), remarks, _overwritten(forward)
-        )
