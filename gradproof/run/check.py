@@ -22,7 +22,9 @@ from gradproof.subject.isolation import close, loader
 from gradproof.subject.registry import load_adapters
 from gradproof.verdict.bias import Bias, Evidence
 from gradproof.verdict.equations import ARITHMETICS, EVERY
-from gradproof.verdict.examination import Examination, Subject, examine, probe
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject, probe
 from gradproof.verdict.kinks import probed_subject, stale_divergences
 
 NETWORKS = 300

@@ -15,7 +15,7 @@ from gradproof.model.dtypes import DTYPES
 from gradproof.model.layer import Kink, Layer
 from gradproof.model.options import Option, Shape
 from gradproof.reference import LAYERS
-from gradproof.verdict.examination import Subject, probe
+from gradproof.verdict.judging import Subject, probe
 
 SCHEMA = 1
 

@@ -31,7 +31,9 @@ from gradproof.trust.peers import Place, Plant, Tool, leaves, tools_of
 from gradproof.trust.sections import write_section
 from gradproof.verdict.agreement import judge
 from gradproof.verdict.equations import INSIDE
-from gradproof.verdict.examination import Examination, Subject, examine, probe
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject, probe
 from gradproof.verdict.kinks import probed_subject
 from gradproof.verdict.sweep import Sweep
 

@@ -19,7 +19,7 @@ from gradproof.reference import LAYERS
 from gradproof.reference.walk import Row
 from gradproof.trust.rounded import RoundedOnce
 from gradproof.verdict.agreement import judge
-from gradproof.verdict.examination import Subject
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.running import run
 
 Array = np.ndarray[Any, Any]

@@ -25,7 +25,8 @@ from gradproof.show.progress import tracked
 from gradproof.trust import accuracy, sums
 from gradproof.trust.faults import FAULTS, Fault
 from gradproof.trust.sections import TRUST_PAGE, SectionError, versions, write_section
-from gradproof.verdict.examination import Examination, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
 from gradproof.verdict.kinks import probed_subject
 
 NETWORKS = 200

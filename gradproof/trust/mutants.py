@@ -30,7 +30,7 @@ from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row
 from gradproof.show.progress import tracked
 from gradproof.trust.sections import versions, write_section
-from gradproof.verdict.examination import Subject, disagrees
+from gradproof.verdict.judging import Subject, disagrees
 from gradproof.verdict.kinks import first_gradient, probe
 
 EQUIVALENTS = Path(__file__).with_suffix(".toml")

@@ -18,7 +18,8 @@ from gradproof.model.layer import Layer
 from gradproof.model.network import Network, Node
 from gradproof.model.options import Options, Shape
 from gradproof.verdict.arithmetic import Classes
-from gradproof.verdict.examination import Subject, disagrees, examine
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject, disagrees
 from gradproof.verdict.sweep import Sweep
 
 STEPPED = ("float64", "float32")

@@ -18,7 +18,9 @@ from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.model.options import Options, Shape
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.verdict.divergence import Divergence, divergences_of
-from gradproof.verdict.examination import Culprit, Examination, Subject, examine
+from gradproof.verdict.examination import Culprit, Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.running import TimeLimitError, time_limit
 
 COTANGENT = np.array([1.75, -0.625])

@@ -30,7 +30,8 @@ from gradproof.verdict.agreement import (
     unknown,
 )
 from gradproof.verdict.equations import EVERY, INSIDE, STORED, Arithmetic, Equations, Floor, Statement
-from gradproof.verdict.examination import Subject, examine
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 
 Array = np.ndarray[Any, Any]
 

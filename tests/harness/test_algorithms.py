@@ -16,7 +16,9 @@ from gradproof.model.options import Options
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of, by_folding
 from gradproof.subject.registry import load_adapter
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node
 
 Array = np.ndarray[Any, Any]

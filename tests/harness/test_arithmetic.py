@@ -17,7 +17,9 @@ from gradproof.model.options import Options, OptionValue
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.verdict.arithmetic import FEWEST_PROBES, MOST_PROBES, PATIENT_PROBES, Classes, Evidence, Probe
 from gradproof.verdict.equations import EVERY, INSIDE, STORED, Arithmetic, Equations
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.noise import Rounding, observe, rounded_inside
 from gradproof.verdict.running import run
 

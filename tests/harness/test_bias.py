@@ -20,7 +20,7 @@ from gradproof.show.report import biases
 from gradproof.trust.rounded import RoundedOnce
 from gradproof.verdict.bias import FEWEST, OFTEN, Evidence, Scale
 from gradproof.verdict.equations import Equations
-from gradproof.verdict.examination import Subject
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node
 from gradproof.verdict.running import run
 

@@ -21,7 +21,8 @@ from gradproof.draw.drawing import Drawn
 from gradproof.model.network import Input, Network, Node
 from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS
-from gradproof.verdict.examination import Subject, examine
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 
 
 def in_a_row(dout: torch.Tensor) -> torch.Tensor:

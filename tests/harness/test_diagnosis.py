@@ -27,8 +27,10 @@ from gradproof.trust.faults import FAULTS, KERNEL_FAULTS, KIND_FAULTS, Fault
 from gradproof.verdict.agreement import Evidence, judge
 from gradproof.verdict.diagnosis import PATHS, Diagnosis, Observation, diagnose, redrawn
 from gradproof.verdict.equations import Equations
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
 from gradproof.verdict.hypotheses import HYPOTHESES
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.noise import tensors
 from gradproof.verdict.rows import rows
 

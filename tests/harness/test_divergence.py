@@ -35,7 +35,9 @@ from gradproof.verdict.divergence import (
     explanation,
     read_divergences,
 )
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node, stale_divergences, witness_case
 from gradproof.verdict.noise import tensors
 

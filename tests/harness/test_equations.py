@@ -17,7 +17,7 @@ from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.algorithms import Algorithm
 from gradproof.verdict.agreement import TensorCheck, judge
 from gradproof.verdict.equations import ARITHMETICS, EVERY, INSIDE, STORED, Equations, usable
-from gradproof.verdict.examination import Subject
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.noise import tensors
 
 Array = np.ndarray[Any, Any]

@@ -25,7 +25,9 @@ from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Conventions
 from gradproof.run.results import disagreements
 from gradproof.trust.faults import FAULTS
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.rows import Row, rows
 from gradproof.verdict.running import TimeLimitError, time_limit
 from gradproof.verdict.sweep import Sweep, alone_as_the_sweep_has_it

@@ -46,7 +46,7 @@ from gradproof.trust.long_sums import COARSE, FINE, LONG_SUMS, added_up, told_ap
 from gradproof.trust.measure import graded as measured
 from gradproof.trust.measure import long_sums, peers
 from gradproof.trust.peers import FIXED, Place, Plant, Spoilt, Tool, tools_of
-from gradproof.verdict.examination import Subject
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.sweep import Sweep
 
 TWICE = 1.0

@@ -15,7 +15,9 @@ from gradproof.reference import LAYERS, NumpyReference
 from gradproof.show.report import headline
 from gradproof.subject.registry import load_adapter
 from gradproof.trust.faults import FAULTS
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.rows import rows
 from gradproof.verdict.running import SECOND_PASS
 

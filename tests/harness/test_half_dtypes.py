@@ -15,7 +15,8 @@ from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.reference import LAYERS
 from gradproof.run.check import check
 from gradproof.subject.registry import load_adapter
-from gradproof.verdict.examination import Subject, examine
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node
 
 EACH_HALF = pytest.mark.parametrize("dtype", HALF)

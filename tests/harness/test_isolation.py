@@ -30,7 +30,9 @@ from gradproof.run.results import Report, disagreements
 from gradproof.subject.isolation import SECONDS_TO_LEAVE, Isolated, half_of_memory, loader
 from gradproof.subject.registry import load_adapter
 from gradproof.verdict.divergence import divergences_of
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="adapters have processes of their own on Unix alone")
 

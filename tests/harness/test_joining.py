@@ -25,7 +25,8 @@ from gradproof.model.case import Case
 from gradproof.model.dtypes import VALID_DTYPES
 from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.verdict.examination import Subject, examine
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 
 SURROUNDINGS = Surroundings(ordinary_parts(1, 40))
 

@@ -20,7 +20,8 @@ from gradproof.reference.common import one_sided
 from gradproof.reference.walk import Row
 from gradproof.run.check import Run, check, replay
 from gradproof.run.results import Report
-from gradproof.verdict.examination import Subject, examine
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node, probe, probed_subject
 
 Array = np.ndarray[Any, Any]

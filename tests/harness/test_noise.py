@@ -22,7 +22,9 @@ from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.verdict import agreement, equations, noise
 from gradproof.verdict.agreement import FEW_RUNS, MANY_RUNS, judge
 from gradproof.verdict.equations import EVERY, INSIDE, PEAK, STORED, Arithmetic, Equations, Floor
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node
 from gradproof.verdict.noise import Noisy, Rounding, observe, rounded_inside, tensors
 from gradproof.verdict.sweep import Sweep

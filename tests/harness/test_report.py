@@ -27,7 +27,9 @@ from gradproof.show.report import OutputConsole, closing_line, conventions_table
 from gradproof.subject.registry import load_adapter
 from gradproof.trust.faults import FAULTS, MISBEHAVIOUR
 from gradproof.verdict.divergence import Divergence
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 
 VERSION = f"NumPy {np.__version__}"
 

@@ -24,7 +24,9 @@ from gradproof.show.report import diff_text, headline
 from gradproof.subject.isolation import Isolated
 from gradproof.subject.watch import _given_out
 from gradproof.trust.faults import FAULTS
-from gradproof.verdict.examination import Examination, Subject, examine
+from gradproof.verdict.examination import Examination
+from gradproof.verdict.examine import examine
+from gradproof.verdict.judging import Subject
 from gradproof.verdict.running import run
 
 Array = np.ndarray[Any, Any]
