@@ -1,0 +1,1 @@
+"""The rows of the JAX adapter that are more than a function's name, by family."""
