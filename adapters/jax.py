@@ -21,7 +21,7 @@ import platformdirs
 from gradproof.adapters.base import Composed, Row
 from gradproof.adapters.functional import Arrays, FunctionalAdapter
 from gradproof.adapters.jax_rows import activations, arrays, losses, normalization, sequences, windows
-from gradproof.model.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
+from gradproof.model.adapter import JAX_CACHE_VARIABLE, AdapterError
 from gradproof.model.network import Network, Node
 from gradproof.model.options import Options
 
@@ -186,21 +186,22 @@ class JaxAdapter(FunctionalAdapter):
     """Gradients as `jax.vjp` gives them.
 
     jit: "layer" compiles each layer by itself and lets JAX differentiate their composition; "network" compiles
-        the whole network, forward and backward in one program, anew for every network. Where it is not given,
-        the environment variable GRADPROOF_JAX_JIT says it, else "layer".
+        the whole network, forward and backward in one program, anew for every network.
+    cache: the directory in which JAX keeps its compilations, or "off". Where it is not given, the environment
+        variable GRADPROOF_JAX_CACHE says it, else it is a per-user cache.
     """
 
     name = "jax"
     rows = ROWS
 
-    def __init__(self, jit: str | None = None) -> None:
-        self._jit = jit or os.environ.get(JAX_JIT_VARIABLE, JITS[0])
-        if self._jit not in JITS:
-            raise AdapterError(f"jit {self._jit!r}: valid: {', '.join(JITS)}")
+    def __init__(self, jit: str = "layer", cache: str = "") -> None:
+        if jit not in JITS:
+            raise AdapterError(f"unknown jit {jit!r}; valid: {', '.join(JITS)}")
+        self._jit = jit
         self.fused = self._jit == "network"
         jax.config.update("jax_enable_x64", True)
         jax.config.update("jax_default_matmul_precision", "highest")
-        directory = os.environ.get(JAX_CACHE_VARIABLE) or platformdirs.user_cache_dir("gradproof/jax")
+        directory = cache or os.environ.get(JAX_CACHE_VARIABLE) or platformdirs.user_cache_dir("gradproof/jax")
         if directory != "off":
             jax.config.update("jax_compilation_cache_dir", directory)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

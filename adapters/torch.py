@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from gradproof.adapters.base import Composed, Row, is_floating
 from gradproof.adapters.tape import TapeAdapter
+from gradproof.model.adapter import AdapterError
 
 
 def _layer_norm(x: Any, weight: Any = None, bias: Any = None, *, axes: int, eps: float) -> Any:
@@ -538,30 +539,39 @@ LACKING = {"bfloat16": (*NO_HALF_KERNEL, "conv3d"), "float16": NO_HALF_KERNEL}
 
 
 class TorchAdapter(TapeAdapter):
-    """Gradients as `torch.autograd.grad` gives them, on the CPU."""
+    """Gradients as `torch.autograd.grad` gives them.
+
+    device: where they are computed, as torch names it: "cpu", "cuda", "cuda:1", "mps".
+    """
 
     name = "torch"
     rows = ROWS
     lacking = MappingProxyType(LACKING)
+
+    def __init__(self, device: str = "cpu") -> None:
+        try:
+            self._device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise AdapterError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
     def version(self) -> str:
         return str(torch.__version__)
 
     def tensor(self, value: np.ndarray, dtype: str) -> torch.Tensor:
         if not is_floating(value):
-            return torch.tensor(value)
-        return torch.tensor(_readable(value), dtype=getattr(torch, dtype), requires_grad=True)
+            return torch.tensor(value, device=self._device)
+        return torch.tensor(_readable(value), dtype=getattr(torch, dtype), device=self._device, requires_grad=True)
 
     def array(self, tensor: torch.Tensor) -> np.ndarray:
         if tensor.dtype == torch.bfloat16:
-            return tensor.detach().float().numpy().astype("bfloat16")
-        return np.asarray(tensor.detach().numpy())
+            return tensor.detach().float().cpu().numpy().astype("bfloat16")
+        return np.asarray(tensor.detach().cpu().numpy())
 
     def alias(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view_as(tensor)
 
     def gradients(self, output: Any, cotangent: np.ndarray, tensors: Sequence[Any]) -> Sequence[Any]:
-        seed = torch.tensor(_readable(cotangent), dtype=output.dtype)
+        seed = torch.tensor(_readable(cotangent), dtype=output.dtype, device=self._device)
         return torch.autograd.grad(output, tensors, seed, retain_graph=True, allow_unused=True)
 
 

@@ -17,9 +17,6 @@ from gradproof.model.place import place
 JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
 """The environment variable that moves JAX's compilation cache to another directory, or turns it "off"."""
 
-JAX_JIT_VARIABLE = "GRADPROOF_JAX_JIT"
-"""The environment variable that says what JAX compiles at once: "layer" (the default) or "network"."""
-
 TOLD = 400
 """How many characters of an adapter's own error message are repeated."""
 

@@ -6,8 +6,9 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gradproof.model.adapter import Adapter, AdapterError, told
 
 GROUP = "gradproof.adapters"
 HOW_TO_ADD = "package.module:Class or path/to/file.py:Class"
+REQUEST = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<options>[^\[\]]*)\])?")
 BUILT_IN = {"reference": "numpy", "torch": "torch", "jax": "jax"}
 """The adapters of gradproof itself -> the distribution whose version is theirs."""
 
@@ -46,11 +48,28 @@ def load_adapters(names: Iterable[str | Adapter], load: Callable[[str], Adapter]
 def load_adapter(name: str) -> Adapter:
     """An adapter by its registered name, or by `package.module:Class`, or by `path/to/file.py:Class`.
 
-    Raises AdapterError, in one line, where there is none of that name or it cannot be imported.
+    Options for its constructor may follow in brackets, as in `jax[jit=network]`; its name tells them then.
+
+    Raises AdapterError, in one line, where there is none of that name, it cannot be imported, or takes no such option.
     """
+    plain, options = parsed(name)
+    return _instance(_factory(plain), plain, options)
+
+
+def parsed(request: str) -> tuple[str, dict[str, str]]:
+    """The name, and the options in brackets: option -> value. Raises AdapterError where there is no telling them."""
+    match = REQUEST.fullmatch(request)
+    pairs = [each.partition("=") for each in (match["options"] or "").split(",") if each] if match else []
+    if match is None or not all(name and separator for name, separator, _ in pairs):
+        raise AdapterError(f"adapter {request!r} cannot be read; expected NAME or NAME[option=value,...]")
+    return match["name"], {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _factory(name: str) -> Any:
+    """What makes the adapter of that name."""
     registered = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name in registered:
-        return _load_registered(registered[name])
+        return _registered(registered[name])
     module_name, separator, class_name = name.rpartition(":")
     if not separator:
         raise AdapterError(
@@ -64,30 +83,30 @@ def load_adapter(name: str) -> Adapter:
             if inspect.isclass(value) and value.__module__ == module.__name__
         ]
         raise AdapterError(f"{module_name} has no class {class_name!r}; its classes: {', '.join(classes) or 'none'}")
-    return _instance(getattr(module, class_name), name)
+    return getattr(module, class_name)
 
 
 def describe_adapter(name: str) -> str:
     """Its name and version, as far as they can be told without importing a framework."""
-    if name not in BUILT_IN:
+    plain, _ = parsed(name)
+    if plain not in BUILT_IN:
         adapter = load_adapter(name)
         return f"{adapter.name} {adapter.version()}"
     try:
-        return f"{name} {version(BUILT_IN[name])}"
+        return f"{name} {version(BUILT_IN[plain])}"
     except PackageNotFoundError:
         return f"{name} not installed"
 
 
-def _load_registered(entry: EntryPoint) -> Adapter:
+def _registered(entry: EntryPoint) -> Any:
     try:
-        factory = entry.load()
+        return entry.load()
     except ImportError as error:
         missing = error.name or str(error)
         hint = f": pip install 'gradproof[{entry.name}]'" if entry.name in BUILT_IN else ""
         raise AdapterError(f"adapter {entry.name!r} needs {missing}, which is not installed{hint}") from error
     except Exception as error:
         raise AdapterError(f"adapter {entry.name!r} cannot be imported: {told(error)}") from error
-    return _instance(factory, entry.name)
 
 
 def _module(name: str) -> Any:
@@ -119,18 +138,36 @@ def _module_from_file(path: Path) -> Any:
     return module
 
 
-def _instance(factory: Any, name: str) -> Adapter:
+def _instance(factory: Any, name: str, options: Mapping[str, str]) -> Adapter:
+    _require_options(factory, name, options)
     try:
-        adapter = factory()
+        adapter = factory(**options)
+    except AdapterError as error:
+        raise AdapterError(f"adapter {name!r}: {error}") from error
     except Exception as error:
         raise AdapterError(f"adapter {name!r} cannot be made: {told(error)}") from error
     lacking = [each for each in METHODS if not callable(getattr(adapter, each, None))]
     lacking += [] if isinstance(getattr(adapter, "name", None), str) else ["name"]
     if lacking:
         raise AdapterError(f"adapter {name!r} is no adapter: it lacks {', '.join(lacking)}")
+    if options:
+        adapter.name += f"[{','.join(f'{option}={value}' for option, value in options.items())}]"
     checked: Adapter = adapter
     try:
         checked.version()
     except Exception as error:
         raise AdapterError(f"adapter {name!r} cannot tell its version: {told(error)}") from error
     return checked
+
+
+def _require_options(factory: Any, name: str, options: Mapping[str, str]) -> None:
+    """Raise AdapterError where the constructor has no option of such a name."""
+    if not options:
+        return
+    parameters = inspect.signature(factory).parameters.values()
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        return
+    valid = [each.name for each in parameters if each.kind is not inspect.Parameter.VAR_POSITIONAL]
+    for option in options:
+        if option not in valid:
+            raise AdapterError(f"adapter {name!r} has no option {option!r}; its options: {', '.join(valid) or 'none'}")

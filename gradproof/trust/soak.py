@@ -29,7 +29,7 @@ from rich.console import Console
 import gradproof.adapters
 import gradproof.reference
 from gradproof.draw.drawing import EDGE_SHARES, SCALES, Drawn, draw_each
-from gradproof.model.adapter import JAX_CACHE_VARIABLE, JAX_JIT_VARIABLE, AdapterError
+from gradproof.model.adapter import AdapterError
 from gradproof.model.dtypes import VALID_DTYPES
 from gradproof.run.check import FAILURE_DIRECTORY, Run, UsageError, require_known
 from gradproof.show.progress import progress
@@ -39,7 +39,7 @@ from gradproof.verdict.agreement import THRESHOLD, WHOLE_ROUNDINGS
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.rows import rows
 
-ADAPTERS = ("torch", "jax")
+ADAPTERS = ("torch", "jax[jit=network,cache=off]")
 NETWORKS = 20_000
 CHUNK = 100
 """Networks that one process examines between two lines of the journal."""
@@ -56,8 +56,6 @@ NOTHING = -4 * BINS_PER_DECADE
 """The bin of errors up to 1e-4 noise units."""
 
 QUICK_TO_COMPILE = {
-    JAX_CACHE_VARIABLE: "off",
-    JAX_JIT_VARIABLE: "network",
     "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
     "--xla_cpu_multi_thread_eigen=false",
@@ -339,7 +337,7 @@ def _fingerprint() -> str:
     found = hashlib.sha256()
     for package in (gradproof, gradproof.reference, gradproof.adapters):
         (directory,) = package.__path__
-        for path in sorted(each for each in Path(directory).iterdir() if each.suffix in (".py", ".toml")):
+        for path in sorted(each for each in Path(directory).rglob("*") if each.suffix in (".py", ".toml")):
             found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
 

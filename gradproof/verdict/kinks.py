@@ -115,12 +115,13 @@ Numbers = float | Mapping[str, Any]
 def one_node(layer: Layer, options: Options, numbers: Numbers, dtype: str, shape: Shape = (2,)) -> Case:
     """A case of this layer alone, its first input of this shape, each argument filled with one number.
 
-    numbers: one for all floating arguments, or one, or a nested list, per argument or parameter. Where none is given,
-    these are filled with PARAMETER, an integer argument with the first of its integers.
+    numbers: one for all floating arguments, or one, or a nested list, per argument or parameter, integer ones too.
+    Where none is given, these are filled with PARAMETER, an integer argument with the first of its integers.
     """
     options = layer.complete(options)
     arguments = [each for each in layer.arguments if each.when is None or each.when(options)]
-    given = numbers if isinstance(numbers, Mapping) else dict.fromkeys((a.name for a in arguments), numbers)
+    named = numbers if isinstance(numbers, Mapping) else {}
+    given = named or dict.fromkeys((a.name for a in arguments), numbers)
     if isinstance(given.get(arguments[0].name), list):
         shape = np.shape(given[arguments[0].name])
     values: dict[str, np.ndarray] = {}
@@ -128,7 +129,8 @@ def one_node(layer: Layer, options: Options, numbers: Numbers, dtype: str, shape
     for argument in arguments:
         domain, fitting = argument.domain(shape, options), argument.shapes(shape, options)
         own = shape if not inputs or shape in fitting or not fitting else fitting[0]
-        number = given.get(argument.name, PARAMETER) if domain.floating else domain.integers[0]
+        filling = given.get(argument.name, PARAMETER) if domain.floating else domain.integers[0]
+        number = named.get(argument.name, filling)
         values[argument.name] = np.broadcast_to(np.asarray(number, dtype if domain.floating else "int64"), own).copy()
         inputs.append(Input(argument.name, own, domain))
     try:

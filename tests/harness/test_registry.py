@@ -417,3 +417,69 @@ def test_description_imports_no_framework() -> None:
     assert lines[0] == f"torch {version('torch')}"
     assert lines[1].startswith("jax ")
     assert lines[2] == "[]"
+
+
+# Options in brackets.
+
+CONFIGURABLE = """
+class Mine:
+    name = "mine"
+
+    def __init__(self, device="cpu", level="1"):
+        if device == "none":
+            raise ValueError("no such device")
+        self.given = (device, level)
+
+    def version(self):
+        return "1.0"
+
+    def supports(self, layer, options, dtype):
+        return True
+
+    def forward(self, network, values, dtype):
+        raise NotImplementedError
+
+    def backward(self, forward, cotangent):
+        raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize(
+    ("brackets", "given", "name"),
+    [
+        ("", ("cpu", "1"), "mine"),
+        ("[]", ("cpu", "1"), "mine"),
+        ("[device=gpu]", ("gpu", "1"), "mine[device=gpu]"),
+        ("[level=3, device=gpu:1]", ("gpu:1", "3"), "mine[level=3,device=gpu:1]"),
+    ],
+)
+def test_options_go_to_the_constructor_and_into_the_name(
+    tmp_path: Path, brackets: str, given: tuple[str, str], name: str
+) -> None:
+    (tmp_path / "mine.py").write_text(CONFIGURABLE)
+    adapter: Any = load_adapter(f"{tmp_path}/mine.py:Mine{brackets}")
+    assert (adapter.given, adapter.name) == (given, name)
+
+
+def test_one_adapter_with_other_options_is_another_adapter() -> None:
+    assert list(load_adapters(["jax", "jax[jit=network]"])) == ["jax", "jax[jit=network]"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("reference[kinks=1]", "adapter 'reference' has no option 'kinks'; its options: conventions, rows"),
+        (
+            "reference[conventions]",
+            "adapter 'reference[conventions]' cannot be read; expected NAME or NAME[option=value,",
+        ),
+        ("reference[", "adapter 'reference[' cannot be read; expected NAME or NAME[option=value,...]"),
+        ("jax[jit=all]", "adapter 'jax': unknown jit 'all'; valid: layer, network"),
+        ("torch[device=nowhere]", "adapter 'torch': device 'nowhere' cannot be used: "),
+    ],
+)
+def test_options_that_cannot_be_had_are_refused_in_one_line(request_: str, message: str) -> None:
+    with pytest.raises(AdapterError) as refusal:
+        load_adapter(request_)
+    assert str(refusal.value).startswith(message)
+    assert "\n" not in str(refusal.value)
