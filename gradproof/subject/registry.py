@@ -17,7 +17,7 @@ from gradproof.model.adapter import Adapter, AdapterError, told
 
 GROUP = "gradproof.adapters"
 HOW_TO_ADD = "package.module:Class or path/to/file.py:Class"
-REQUEST = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<options>[^\[\]]*)\])?")
+REQUEST = re.compile(r"(?P<name>[^\[\]]*)(?:\[(?P<options>[^\[\]]*)\])?")
 BUILT_IN = {"reference": "numpy", "torch": "torch", "jax": "jax"}
 """The adapters of gradproof itself -> the distribution whose version is theirs."""
 
