@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gradproof.adapters.base import Composed as Composed
     from gradproof.adapters.functional import FunctionalAdapter as FunctionalAdapter
     from gradproof.adapters.tape import TapeAdapter as TapeAdapter
+    from gradproof.cli import ExitCode as ExitCode
     from gradproof.model.adapter import Adapter as Adapter
     from gradproof.model.adapter import AdapterError as AdapterError
     from gradproof.model.adapter import Forward as Forward
@@ -28,6 +29,7 @@ _HOMES = {
     "Adapter": "model.adapter",
     "AdapterError": "model.adapter",
     "Composed": "adapters.base",
+    "ExitCode": "cli",
     "Forward": "model.adapter",
     "FunctionalAdapter": "adapters.functional",
     "LAYERS": "reference",

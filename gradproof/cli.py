@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from gradproof import __version__
 from gradproof.draw.architectures import ARCHITECTURES
 from gradproof.draw.drawing import MAX_NODES
 from gradproof.draw.examples import EXAMPLES, UnknownExampleError, example
@@ -26,7 +31,17 @@ from gradproof.show.walk import render_walk, walk
 from gradproof.subject.registry import adapter_names, load_adapter, load_adapters
 from gradproof.verdict.divergence import DivergenceError
 
-AGREEMENT, DISAGREEMENT, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+class ExitCode(IntEnum):
+    """What a command ends with."""
+
+    AGREEMENT = 0
+    DISAGREEMENT = 1
+    USAGE = 2
+    INTERRUPTED = 130
+
+
+AGREEMENT, DISAGREEMENT, USAGE, INTERRUPTED = ExitCode
 
 DEFAULT_ADAPTERS = ("torch", "jax")
 SHOWN_DIFFS = 5
@@ -53,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _require_writable(options.json)
         command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
+        with _terminated_as_interrupted():
+            return command(options)
     except ERRORS as error:
         print(f"gradproof: {error}", file=sys.stderr)
         return USAGE
@@ -65,6 +81,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, with which schedulers and CI end a job, leave what was found so far, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gradproof",
@@ -72,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES_OF_USE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"gradproof {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_check(commands)
     _add_layers(commands)

@@ -22,17 +22,22 @@ PROPERTY = "gradproof"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gradproof", "gradient conformance (gradproof)")
     group.addoption(
-        "--adapter", action="append", metavar="A", help="adapter to validate; repeatable (default: all built in)"
+        "--gradproof-adapter",
+        action="append",
+        metavar="A",
+        help="adapter to validate; repeatable (default: all built in)",
     )
     group.addoption(
-        "--dtype",
+        "--gradproof-dtype",
         action="append",
         metavar="D",
         help="float64, float32, bfloat16 or float16; repeatable (default: the first two)",
     )
-    group.addoption("--layer", action="append", metavar="L", help="draw only networks with this layer; repeatable")
     group.addoption(
-        "--networks",
+        "--gradproof-layer", action="append", metavar="L", help="draw only networks with this layer; repeatable"
+    )
+    group.addoption(
+        "--gradproof-networks",
         type=int,
         metavar="N",
         help=f"random networks per adapter and dtype (default {DEFAULT_NETWORKS})",
@@ -64,10 +69,10 @@ class Target:
 def pytest_configure(config: pytest.Config) -> None:
     """Unknown names end the session before it collects, with the valid ones."""
     config.pluginmanager.register(Summary(), "gradproof-summary")
-    networks = config.getoption("--networks")
+    networks = config.getoption("--gradproof-networks")
     if networks is not None and networks < 1:
-        raise pytest.UsageError(f"--networks: expected an integer of at least 1, got {networks}")
-    named = any(config.getoption(name) for name in ("--adapter", "--dtype", "--layer"))
+        raise pytest.UsageError(f"--gradproof-networks: expected an integer of at least 1, got {networks}")
+    named = any(config.getoption(name) for name in ("--gradproof-adapter", "--gradproof-dtype", "--gradproof-layer"))
     if named or config.getoption("--gradproof-arithmetic") != "every":
         _require_known_names(config)
 
@@ -81,10 +86,10 @@ def _require_known_names(config: pytest.Config) -> None:
     from gradproof.verdict.equations import ARITHMETICS
 
     try:
-        require_known("dtype", config.getoption("--dtype") or (), VALID_DTYPES)
-        require_known("layer", config.getoption("--layer") or (), LAYERS)
+        require_known("dtype", config.getoption("--gradproof-dtype") or (), VALID_DTYPES)
+        require_known("layer", config.getoption("--gradproof-layer") or (), LAYERS)
         require_known("arithmetic", [config.getoption("--gradproof-arithmetic")], ARITHMETICS)
-        for name in config.getoption("--adapter") or ():
+        for name in config.getoption("--gradproof-adapter") or ():
             load_adapter(name)
     except (AdapterError, UsageError) as error:
         raise pytest.UsageError(str(error)) from None
@@ -96,22 +101,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from gradproof.model.dtypes import DTYPES
 
-    adapters: Sequence[str] = metafunc.config.getoption("--adapter") or DEFAULT_ADAPTERS
-    dtypes: Sequence[str] = metafunc.config.getoption("--dtype") or DTYPES
+    adapters: Sequence[str] = metafunc.config.getoption("--gradproof-adapter") or DEFAULT_ADAPTERS
+    dtypes: Sequence[str] = metafunc.config.getoption("--gradproof-dtype") or DTYPES
     targets = [Target(adapter, dtype) for adapter in dict.fromkeys(adapters) for dtype in dict.fromkeys(dtypes)]
     metafunc.parametrize("target", targets, ids=str)
 
 
 @pytest.fixture
 def gradproof_layers(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """The layers named with --layer, none for all."""
-    return tuple(request.config.getoption("--layer") or ())
+    """The layers named with --gradproof-layer, none for all."""
+    return tuple(request.config.getoption("--gradproof-layer") or ())
 
 
 @pytest.fixture
 def gradproof_networks(request: pytest.FixtureRequest) -> int:
-    """The number of networks asked for with --networks."""
-    return int(request.config.getoption("--networks") or DEFAULT_NETWORKS)
+    """The number of networks asked for with --gradproof-networks."""
+    return int(request.config.getoption("--gradproof-networks") or DEFAULT_NETWORKS)
 
 
 @pytest.fixture
@@ -127,7 +132,7 @@ def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Ru
     try:
         adapter = load_adapter(target.adapter)
     except AdapterError as error:
-        if request.config.getoption("--adapter"):
+        if request.config.getoption("--gradproof-adapter"):
             raise
         pytest.skip(str(error))
     option = request.config.getoption
@@ -145,11 +150,14 @@ def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Ru
         request.node.user_properties.append((PROPERTY, counts))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """The versions of the adapters that were asked for, or that are there."""
+def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    """The versions of the adapters, where a test asks for them: other suites see nothing of this plugin."""
+    if not any("gradproof_run" in getattr(each, "fixturenames", ()) for each in items):
+        return []
     from gradproof.subject.registry import describe_adapter
 
-    return "gradproof: " + ", ".join(map(describe_adapter, config.getoption("--adapter") or DEFAULT_ADAPTERS))
+    adapters = config.getoption("--gradproof-adapter") or DEFAULT_ADAPTERS
+    return ["gradproof: " + ", ".join(map(describe_adapter, adapters))]
 
 
 class Summary:

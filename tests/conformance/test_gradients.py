@@ -1,6 +1,6 @@
 """The suite itself: every gradient of every adapter, on random networks, on kinks, and on worked examples.
 
-Run it against your own adapter with `pytest --pyargs gradproof.conformance --adapter my_module:MyAdapter`.
+Run it against your own adapter with `pytest --pyargs gradproof.conformance --gradproof-adapter my_module:MyAdapter`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class Signalled(Counting):
     name = "signalled"
 
     def happen(self):
-        os.kill(os.getppid(), signal.SIGINT)  # the adapter runs in a process of its own
+        os.kill(os.getppid(), getattr(signal, os.environ["SIGNAL"]))  # the adapter runs in a process of its own
 
 
 class Exits(Counting):
@@ -639,14 +639,19 @@ def test_an_interrupt_before_anything_was_examined(gradproof: Command, monkeypat
     assert (result.code, result.out, result.err) == (INTERRUPTED, "", "gradproof: interrupted\n")
 
 
-def test_a_real_interrupt() -> None:
-    result = process(
-        *("check", "--adapter", "adapters_here.py:Signalled", "--dtype", "float64"), "--json", "report.json"
-    )
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_real_signal(name: str) -> None:
+    command = ("check", "--adapter", "adapters_here.py:Signalled", "--dtype", "float64", "--json", "report.json")
+    result = process(*command, SIGNAL=name)
     assert result.code == INTERRUPTED
     assert result.lines[-1].startswith("interrupted: agreement: ")
     assert "Traceback" not in result.err
     assert valid_json("report.json")["interrupted"] is True
+
+
+def test_the_version_is_told() -> None:
+    result = process("--version")
+    assert (result.code, result.out, result.err) == (AGREEMENT, f"gradproof {version('gradproof')}\n", "")
 
 
 # layers

@@ -108,7 +108,16 @@ def summary_line(stdout: str, start: str) -> str:
 
 
 def test_ids_header_and_summary(project: Path) -> None:
-    done = conformance(project, "--adapter", "my_adapter.py:Mine", "--adapter", "reference", "--networks", "3", "-v")
+    done = conformance(
+        project,
+        "--gradproof-adapter",
+        "my_adapter.py:Mine",
+        "--gradproof-adapter",
+        "reference",
+        "--gradproof-networks",
+        "3",
+        "-v",
+    )
     assert done.returncode == 0, done.stdout
     assert f"gradproof: mine 1.0, reference {np.__version__}" in done.stdout.splitlines()
     for target in ("my_adapter.py:Mine-float64", "my_adapter.py:Mine-float32", "reference-float64"):
@@ -122,8 +131,8 @@ def test_ids_header_and_summary(project: Path) -> None:
 
 
 def test_options_narrow_the_run(project: Path) -> None:
-    target = ("--adapter", "my_adapter.py:Mine", "--dtype", "float32")
-    options = ("--layer", "gelu", "--layer", "mse", "--networks", "4", "-k", RANDOM, "-v")
+    target = ("--gradproof-adapter", "my_adapter.py:Mine", "--gradproof-dtype", "float32")
+    options = ("--gradproof-layer", "gelu", "--gradproof-layer", "mse", "--gradproof-networks", "4", "-k", RANDOM, "-v")
     done = conformance(project, *target, *target, *options)
     assert done.returncode == 0, done.stdout
     assert re.findall(r"\[(\S+)\] PASSED", done.stdout) == ["my_adapter.py:Mine-float32"]
@@ -136,7 +145,13 @@ def test_options_narrow_the_run(project: Path) -> None:
 def test_help_shows_the_options(project: Path) -> None:
     text = run_pytest(project, "--help").stdout
     group = text.partition("gradient conformance (gradproof):")[2]
-    for option in ("--adapter=A", "--dtype=D", "--layer=L", "--networks=N", "--gradproof-arithmetic=CLASS"):
+    for option in (
+        "--gradproof-adapter=A",
+        "--gradproof-dtype=D",
+        "--gradproof-layer=L",
+        "--gradproof-networks=N",
+        "--gradproof-arithmetic=CLASS",
+    ):
         assert option in group
 
 
@@ -147,18 +162,18 @@ def test_help_shows_the_options(project: Path) -> None:
     ("option", "value", "message"),
     [
         (
-            "--adapter",
+            "--gradproof-adapter",
             "tensorflow",
             f"unknown adapter 'tensorflow'; valid adapters: {', '.join(adapter_names())}, or package.module:Class or "
             "path/to/file.py:Class",
         ),
-        ("--layer", "dense", f"unknown layer 'dense'; valid layers: {', '.join(LAYERS)}"),
+        ("--gradproof-layer", "dense", f"unknown layer 'dense'; valid layers: {', '.join(LAYERS)}"),
         (
             "--gradproof-arithmetic",
             "outside",
             "unknown arithmetic 'outside'; valid arithmetics: inside, stored, every",
         ),
-        ("--networks", "0", "--networks: expected an integer of at least 1, got 0"),
+        ("--gradproof-networks", "0", "--gradproof-networks: expected an integer of at least 1, got 0"),
     ],
 )
 def test_an_unknown_name_ends_the_run_with_the_valid_ones(project: Path, option: str, value: str, message: str) -> None:
@@ -180,7 +195,7 @@ DIFF = [
 SHRUNK = [*DIFF, " h1 tanh d x0 [2, 3] ", "broken 2.0, float64, numbers drawn from seed "]
 WALKED = [*DIFF, " h1 tanh d z1 [1, 3] ", "broken 2.0, float64, numbers given "]
 
-BROKEN = ("--adapter", "my_adapter.py:Broken", "--dtype", "float64")
+BROKEN = ("--gradproof-adapter", "my_adapter.py:Broken", "--gradproof-dtype", "float64")
 
 
 @dataclass(frozen=True)
@@ -198,7 +213,7 @@ class Failed:
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
     project = someones(tmp_path_factory.mktemp("failed"))
-    options = ("--layer", "tanh", "--networks", "5", "-k", RANDOM, "--junitxml", "junit.xml")
+    options = ("--gradproof-layer", "tanh", "--gradproof-networks", "5", "-k", RANDOM, "--junitxml", "junit.xml")
     return Failed(conformance(project, *BROKEN, *options), project)
 
 
@@ -232,7 +247,7 @@ def test_the_failing_network_is_shrunk_and_can_be_replayed(failed: Failed) -> No
 def test_distributed(project: Path) -> None:
     """The diff and the summary come from the workers."""
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
-    done = conformance(project, "--adapter", "my_adapter.py:Mine", *BROKEN, "-k", "tanh_2_3_1", "-n", "2")
+    done = conformance(project, "--gradproof-adapter", "my_adapter.py:Mine", *BROKEN, "-k", "tanh_2_3_1", "-n", "2")
     assert done.returncode == 1
     assert missing(WALKED, done.stdout) == []
     assert "1 failed, 1 passed" in done.stdout
@@ -268,7 +283,7 @@ def test_a_missing_framework_skips(project: Path, without_frameworks: str) -> No
 
 
 def test_a_missing_framework_that_was_asked_for_is_an_error(project: Path, without_frameworks: str) -> None:
-    done = conformance(project, "--adapter", "torch", path=without_frameworks)
+    done = conformance(project, "--gradproof-adapter", "torch", path=without_frameworks)
     assert done.returncode == USAGE_ERROR
     assert done.stderr.strip() == (
         "ERROR: adapter 'torch' needs torch, which is not installed: pip install 'gradproof[torch]'"
@@ -323,6 +338,23 @@ def test_another_suite_may_have_a_target_of_its_own(project: Path) -> None:
     assert "2 passed" in done.stdout
 
 
+OWN_OPTIONS = """
+def pytest_addoption(parser):
+    for name in ("adapter", "dtype", "layer", "networks", "html", "baseline"):
+        parser.addoption(f"--{name}", default="ours")
+"""
+
+
+def test_another_suite_may_have_options_of_its_own(project: Path) -> None:
+    (project / "conftest.py").write_text(OWN_OPTIONS)
+    (project / "test_theirs.py").write_text(
+        "def test_theirs(request):\n    assert request.config.getoption('layer') == '3'"
+    )
+    done = run_pytest(project, "test_theirs.py", "--layer", "3")
+    assert done.returncode == 0, done.stdout
+    assert "gradproof: " not in done.stdout
+
+
 OWN_TEST = """
 def test_mine(gradproof_run, gradproof_networks, gradproof_layers):
     assert (gradproof_networks, gradproof_layers) == (7, ("tanh",))
@@ -331,7 +363,17 @@ def test_mine(gradproof_run, gradproof_networks, gradproof_layers):
 
 
 def test_the_fixtures_serve_tests_outside_the_package(project: Path) -> None:
-    done = run_suite(project, OWN_TEST, "--adapter", "reference", "--layer", "tanh", "--networks", "7", "-v")
+    done = run_suite(
+        project,
+        OWN_TEST,
+        "--gradproof-adapter",
+        "reference",
+        "--gradproof-layer",
+        "tanh",
+        "--gradproof-networks",
+        "7",
+        "-v",
+    )
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
 
@@ -351,6 +393,8 @@ class Coarse(NumpyReference):
 @pytest.mark.parametrize(("demand", "outcomes"), [((), "1 passed"), (("--gradproof-arithmetic", "inside"), "1 failed")])
 def test_a_class_of_arithmetic_may_be_demanded(project: Path, demand: Sequence[str], outcomes: str) -> None:
     (project / "coarse.py").write_text(COARSE)
-    target = ("--adapter", "coarse.py:Coarse", "--dtype", "bfloat16")
-    done = conformance(project, *target, "--layer", "sigmoid", "--networks", "150", "-k", RANDOM, *demand)
+    target = ("--gradproof-adapter", "coarse.py:Coarse", "--gradproof-dtype", "bfloat16")
+    done = conformance(
+        project, *target, "--gradproof-layer", "sigmoid", "--gradproof-networks", "150", "-k", RANDOM, *demand
+    )
     assert outcomes in done.stdout
