@@ -19,6 +19,9 @@ from gradproof.model.network import Input, Network, Node
 from gradproof.model.options import is_integer
 
 SCHEMA = 1
+LARGEST = 2**24
+"""The most elements of one tensor: in float64, and in the runs that measure its noise, it takes gigabytes."""
+
 _NOT_FINITE = {word: float(word) for word in ("nan", "inf", "-inf")}
 DOMAIN_KINDS = ("real", "unit", "positive", "sign", "index")
 
@@ -155,6 +158,7 @@ def case_from_json(data: Any, layers: Mapping[str, Layer]) -> Case:
     if dtype not in VALID_DTYPES:
         raise SpecError(f"unknown dtype {dtype!r}; valid dtypes: {', '.join(VALID_DTYPES)}")
     network = network_from_json(_field(data, "network", dict, "spec"), layers)
+    _require_size(network)
     indices = {each.name for each in network.inputs if not each.domain.floating}
     values = {
         name: _array(array, "int64" if name in indices else dtype, f"values: {name!r}")
@@ -164,6 +168,13 @@ def case_from_json(data: Any, layers: Mapping[str, Layer]) -> Case:
         raise SpecError("spec: 'cotangent' is missing")
     seed = None if data.get("seed") is None else _field(data, "seed", int, "spec")
     return Case(network, dtype, values, _array(data["cotangent"], dtype, "cotangent"), seed)
+
+
+def _require_size(network: Network) -> None:
+    """Raise SpecError where a tensor would take more memory than any that is checked, before it is taken."""
+    for name, shape in network.shapes.items():
+        if math.prod(shape) > LARGEST:
+            raise SpecError(f"{name!r} has the shape {list(shape)}, {math.prod(shape)} elements; at most {LARGEST}")
 
 
 def _array(data: Any, dtype: str, what: str) -> np.ndarray:
@@ -176,9 +187,11 @@ def _array(data: Any, dtype: str, what: str) -> np.ndarray:
         array = exact.astype("int64" if dtype == "int64" else "float64")
     except (TypeError, ValueError, OverflowError):
         raise SpecError(f"{what} is not an array of {numbers}") from None
+    if not np.isfinite(array).all():
+        raise SpecError(f"{what} holds NaN or infinity; of what follows from these nothing can be said")
     with np.errstate(over="ignore"):
         rounded = np.asarray(array.astype(dtype))
-    if (np.isfinite(array) & ~np.isfinite(rounded)).any():
+    if not np.isfinite(rounded).all():
         raise SpecError(f"{what} holds numbers beyond the range of {dtype}")
     return rounded
 

@@ -105,7 +105,7 @@ def _not_native(layers: Sequence[Mapping[str, Any]], adapter: str) -> str:
 def layers_table(adapters: Mapping[str, Adapter | str], classes: Classes | None = None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("layer", "kind", "family", "options", "kinks", *adapters):
-        table.add_column(Text(column))
+        table.add_column(Text(column), no_wrap=column == "layer", overflow="fold")
     for row in layers_to_json(adapters, classes)["layers"]:
         table.add_row(*map(Text, _cells(row, tuple(adapters))))
     return table

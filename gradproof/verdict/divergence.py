@@ -214,7 +214,10 @@ def _entries(entry: dict[str, Any], where: str) -> Iterator[Divergence]:
     """The entry; then the same in other dtypes, which `also` names, each with the numbers that differ there."""
     own = {name: value for name, value in entry.items() if name != "also"}
     yield _entry(own, where)
-    for dtype, numbers in entry.get("also", {}).items():
+    also = entry.get("also", {})
+    if not (isinstance(also, dict) and all(isinstance(numbers, dict) for numbers in also.values())):
+        raise DivergenceError(f"{where}: also must be a table of tables, one per dtype, got {also!r}")
+    for dtype, numbers in also.items():
         yield _entry(own | {"dtypes": [dtype]} | numbers, f"{where}: also {dtype}")
 
 
@@ -224,6 +227,7 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     missing = sorted(name for name, required in known.items() if required and name not in entry)
     if unknown or missing:
         raise DivergenceError(f"{where}: unknown fields: {unknown or 'none'}, missing fields: {missing or 'none'}")
+    _require_types(where, entry)
     if not (isinstance(entry["between"], list) and len(entry["between"]) == 2):
         raise DivergenceError(f"{where}: between must be [low, high], got {entry['between']!r}")
     _require_known(where, "layer", [entry["layer"]], LAYERS)
@@ -239,6 +243,16 @@ def _entry(entry: dict[str, Any], where: str) -> Divergence:
     _require_known(where, "dtype", entry["dtypes"], VALID_DTYPES)
     _require_bounds(where, entry)
     return Divergence(**_tupled(entry) | {"options": _tupled(entry.get("options", {}))})
+
+
+def _require_types(where: str, entry: Mapping[str, Any]) -> None:
+    """Raise where a field is not of the type that its use expects."""
+    for name in ("dtypes", "kinds", "versions"):
+        if not (isinstance(entry[name], list) and all(isinstance(each, str) for each in entry[name])):
+            raise DivergenceError(f"{where}: {name} must be a list of strings, got {entry[name]!r}")
+    for name in ("options", "witness"):
+        if not isinstance(entry.get(name, {}), dict):
+            raise DivergenceError(f"{where}: {name} must be a table, got {entry[name]!r}")
 
 
 def _require_bounds(where: str, entry: Mapping[str, Any]) -> None:

@@ -369,6 +369,24 @@ def test_a_number_beyond_the_dtype_is_refused(tmp_path: Path, value: float) -> N
     assert refusal(written(tmp_path, data)).startswith("values: 'x' ")
 
 
+@pytest.mark.parametrize("field", ["values.x.0.0", "cotangent"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_of_which_nothing_follows_is_refused(tmp_path: Path, field: str, value: float) -> None:
+    message = refusal(written(tmp_path, changed(case_to_json(classifier()), field, value)))
+    what = "cotangent" if field == "cotangent" else "values: 'x'"
+    assert message == f"{what} holds NaN or infinity; of what follows from these nothing can be said"
+
+
+def test_a_network_that_takes_too_much_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
+    network = Network(
+        (Input("x", (1, 1)),), (node("wide", "broadcast", "x", shape=(2, 2)), node("y", "square", "wide"))
+    )
+    data = case_to_json(Case(network, "float64", {"x": np.ones((1, 1))}, np.ones((2, 2))))
+    data["network"]["nodes"][0]["options"]["shape"] = [100000, 100000]
+    message = refusal(written(tmp_path, data))
+    assert message == f"'wide' has the shape [100000, 100000], 10000000000 elements; at most {2**24}"
+
+
 WRONG_TYPES = [
     ("schema", True, "spec: 'schema' must be "),
     ("seed", "seven", "spec: 'seed' must be "),

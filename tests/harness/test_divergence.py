@@ -143,6 +143,22 @@ REFUSED = {
         ENTRY + "[divergence.also.float16]\nbetween = [1.0]",
         "framework.toml: entry 1: also float16: between must be [low, high], got [1.0]",
     ),
+    "a kind alone": (
+        changed('["value", "gradient"]', '"gradient"'),
+        "framework.toml: entry 1: kinds must be a list of strings, got 'gradient'",
+    ),
+    "versions of numbers": (
+        changed('["1.2", "2"]', "[1.2, 2]"),
+        "framework.toml: entry 1: versions must be a list of strings, got [1.2, 2]",
+    ),
+    "other dtypes that are no tables": (
+        ENTRY + 'also = ["float16"]',
+        "framework.toml: entry 1: also must be a table of tables, one per dtype, got ['float16']",
+    ),
+    "a witness that is no table": (
+        changed("{ x = 21.0 }", "21.0"),
+        "framework.toml: entry 1: witness must be a table, got 21.0",
+    ),
     "an error of any size": (
         changed("max_relative_error = 1e-6", "max_relative_error = 1e-6\nmax_absolute_error = inf"),
         "framework.toml: entry 1: max_absolute_error must be a finite number of at least 0, got inf",
