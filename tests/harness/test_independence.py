@@ -70,6 +70,11 @@ def test_every_folder_is_a_room() -> None:
     assert folders == {name for name, (folder, _) in ROOMS.items() if folder.startswith("gradproof/")}
 
 
+def test_every_room_is_described() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert [folder for folder, _ in ROOMS.values() if f"| `{folder}/` |" not in page] == []
+
+
 @pytest.mark.parametrize(
     ("room", "line"),
     [
