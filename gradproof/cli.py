@@ -22,8 +22,9 @@ from gradproof.model.adapter import JAX_CACHE_VARIABLE, Adapter, AdapterError
 from gradproof.model.dtypes import DTYPES, HALF, VALID_DTYPES
 from gradproof.model.spec import SpecError, json_safe, load_case
 from gradproof.reference import LAYERS
-from gradproof.run.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, UsageError, check, replay
+from gradproof.run.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, UsageError, check, replay, require_known
 from gradproof.run.results import Report
+from gradproof.show.layer_page import layer_page
 from gradproof.show.layers import arithmetic_of, layers_markdown, layers_table, layers_to_json
 from gradproof.show.progress import progress, tracked
 from gradproof.show.report import OutputConsole, conventions_table, diff, summary
@@ -206,8 +207,9 @@ def _add_check(commands: Any) -> None:
 
 
 def _add_layers(commands: Any) -> None:
-    text = "Show the table of layers: options, kinks, and which adapter supports them."
+    text = "Show the table of layers: options, kinks, and which adapter supports them; or all about some of them."
     parser = _command(commands, "layers", _layers, text)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="tell all about this layer: how a row of it is called")
     _add_adapters(parser, "default: all that are installed")
     parser.add_argument(
         "--arithmetic",
@@ -312,10 +314,13 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _layers(options: argparse.Namespace) -> int:
+    require_known("layer", options.names, LAYERS)
     adapters = load_adapters(options.adapter) if options.adapter else _installed()
     classes = _classes(adapters, options.arithmetic) if options.arithmetic else {}
     _write_json(options.json, layers_to_json(adapters, classes))
-    if options.markdown:
+    if options.names:
+        print("\n\n\n".join(layer_page(LAYERS[name], adapters) for name in options.names))
+    elif options.markdown:
         print(layers_markdown(adapters))
     else:
         OutputConsole().show(layers_table(adapters, classes))

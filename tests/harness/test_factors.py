@@ -10,8 +10,8 @@ import pytest
 
 from gradproof.model.adapter import AdapterError
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.trust import factors
 from gradproof.trust.factors import FACTOR, Found, look, main, measured, planted, scaled, shows, told
-from gradproof.trust.measure import factors
 from gradproof.trust.rounded import RoundedOnce
 from gradproof.verdict.kinks import first_gradient, one_node
 

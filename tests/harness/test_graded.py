@@ -20,6 +20,8 @@ from gradproof.model.dtypes import DTYPES
 from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.subject.registry import load_adapter
+from gradproof.trust import graded as measured
+from gradproof.trust import long_sums, peers
 from gradproof.trust.graded import (
     CAUGHT,
     DEEP,
@@ -43,8 +45,6 @@ from gradproof.trust.graded import (
     told,
 )
 from gradproof.trust.long_sums import COARSE, FINE, LONG_SUMS, added_up, told_apart
-from gradproof.trust.measure import graded as measured
-from gradproof.trust.measure import long_sums, peers
 from gradproof.trust.peers import FIXED, Place, Plant, Spoilt, Tool, tools_of
 from gradproof.verdict.judging import Subject
 from gradproof.verdict.sweep import Sweep

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradproof.reference import LAYERS
-from gradproof.trust.measure import mutants
+from gradproof.trust import mutants
 from gradproof.trust.mutants import (
     Mutant,
     Outcome,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradproof.trust.measure import soak
+from gradproof.trust import soak
 from gradproof.trust.sections import TRUST_PAGE
 from gradproof.trust.soak import DRAWS, Distribution, Journal, JournalError, Outcome, Plan, main
 

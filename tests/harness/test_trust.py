@@ -11,11 +11,11 @@ import pytest
 from gradproof.draw.joining import Surroundings, ordinary_parts
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.run.results import Report
+from gradproof.trust import measure as trust
 from gradproof.trust import mutants, sums
 from gradproof.trust.accuracy import GOAL, accuracy
 from gradproof.trust.faults import FAULTS, Fault
 from gradproof.trust.measure import Catch, catch, catch_deep, faults_section, main
-from gradproof.trust.measure import measure as trust
 from gradproof.trust.mutants import mutants_of, read_equivalents
 from gradproof.trust.sections import SectionError, write_section
 
