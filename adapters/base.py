@@ -7,9 +7,10 @@ row(*arrays, **optional, **parameters, **options): the layer's arguments in orde
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -62,6 +63,13 @@ class TableAdapter:
         if isinstance(row, Unsupported):
             return row.reason
         return "composed" if isinstance(row, Composed) else "native"
+
+    def with_rows(self, rows: Mapping[str, Row]) -> Self:
+        """The same adapter with other rows for some layers; its name tells which."""
+        changed = copy(self)
+        changed.rows = {**self.rows, **rows}
+        changed.name = "+".join([self.name, *rows])
+        return changed
 
     def call(self, node: Node, known: Mapping[str, Any]) -> Any:
         """The node's output, given the arrays computed so far."""

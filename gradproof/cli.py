@@ -29,7 +29,7 @@ from gradproof.show.layers import arithmetic_of, layers_markdown, layers_table, 
 from gradproof.show.progress import progress, tracked
 from gradproof.show.report import OutputConsole, conventions_table, diff, summary
 from gradproof.show.walk import render_walk, walk
-from gradproof.subject.registry import adapter_names, load_adapter, load_adapters
+from gradproof.subject.registry import HOW_TO_OVERRIDE, adapter_names, load_adapter, load_adapters
 from gradproof.verdict.divergence import DivergenceError
 
 
@@ -128,8 +128,24 @@ def _add_adapters(parser: argparse.ArgumentParser, default: str) -> None:
         "--adapter",
         metavar="A",
         action="append",
-        help=f"{', '.join(adapter_names())}, package.module:Class or path/to/file.py:Class; repeatable ({default})",
+        help=f"{', '.join(adapter_names())}, package.module:Class or path/to/file.py:Class, with options as in "
+        f"'torch[device=cuda]'; repeatable ({default})",
     )
+    parser.add_argument(
+        "--override",
+        metavar=HOW_TO_OVERRIDE,
+        action=_Override,
+        help="a row of yours for this layer, in the adapter named before it; all else stays that adapter's; repeatable",
+    )
+
+
+class _Override(argparse.Action):
+    """Adds a row of somebody's own to the adapter that was named last."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        if not namespace.adapter:
+            parser.error(f"--override {value}: name the adapter before it, as in --adapter torch --override {value}")
+        namespace.adapter = [*namespace.adapter[:-1], f"{namespace.adapter[-1]}+{value}"]
 
 
 def _add_isolation(parser: argparse.ArgumentParser) -> None:

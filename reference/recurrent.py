@@ -35,7 +35,7 @@ class Cell:
 
     gates: int
     states: int
-    step: Callable[[Array, Array, States], tuple[States, Any]]
+    step: Callable[..., tuple[States, Any]]
     step_backward: Callable[[States, Any], tuple[Array, Array, States]]
 
 

@@ -40,6 +40,7 @@ from gradproof.model.adapter import (
 from gradproof.model.layer import Layer
 from gradproof.model.network import Network
 from gradproof.model.options import Options
+from gradproof.subject.ancestry import Ancestor
 from gradproof.subject.messages import Answer, Loaded, Raised, pickled
 from gradproof.subject.registry import load_adapter
 from gradproof.subject.watch import Remark, Remarking
@@ -110,7 +111,7 @@ def _layers(network: Network) -> str:
 class Isolated(Remarking):
     """The adapter of that name, in a child.
 
-    memory: how many GiB the child may take. class_file: the file in which the adapter's class is written.
+    memory: how many GiB the child may take. ancestry: where the adapter's class is written.
 
     Raises AdapterError as `load_adapter` does, and where the child does not survive loading.
     """
@@ -131,7 +132,7 @@ class Isolated(Remarking):
             raise AdapterError(f"adapter {request!r} cannot be loaded: {error}") from None
         self.name: str = loaded.name
         self._version: str = loaded.version
-        self.class_file: Path | None = loaded.class_file
+        self.ancestry: tuple[Ancestor, ...] = loaded.ancestry
         self.fused: bool = loaded.fused
 
     def version(self) -> str:

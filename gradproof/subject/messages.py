@@ -7,13 +7,13 @@ import io
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradproof.model.layer import Layer
 from gradproof.reference import LAYERS
+from gradproof.subject.ancestry import Ancestor
 from gradproof.subject.watch import Remark
 
 
@@ -37,7 +37,7 @@ def pickled(message: Any) -> bytes:
 class Loaded:
     name: str
     version: str
-    class_file: Path | None
+    ancestry: tuple[Ancestor, ...]
     fused: bool
 
 

@@ -9,15 +9,19 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
 from gradproof.model.adapter import Adapter, AdapterError, told
+from gradproof.reference import LAYERS
 
 GROUP = "gradproof.adapters"
 HOW_TO_ADD = "package.module:Class or path/to/file.py:Class"
-REQUEST = re.compile(r"(?P<name>[^\[\]]*)(?:\[(?P<options>[^\[\]]*)\])?")
+REQUEST = re.compile(r"(?P<name>[^\[\]+]*)(?:\[(?P<options>[^\[\]]*)\])?(?P<overrides>(?:\+[^+]*)*)")
+OVERRIDE = re.compile(r"(?P<layer>\w+)=(?P<file>.+\.py):(?P<function>\w+)")
+HOW_TO_OVERRIDE = "LAYER=path/to/file.py:function"
 BUILT_IN = {"reference": "numpy", "torch": "torch", "jax": "jax"}
 """The adapters of gradproof itself -> the distribution whose version is theirs."""
 
@@ -48,21 +52,59 @@ def load_adapters(names: Iterable[str | Adapter], load: Callable[[str], Adapter]
 def load_adapter(name: str) -> Adapter:
     """An adapter by its registered name, or by `package.module:Class`, or by `path/to/file.py:Class`.
 
-    Options for its constructor may follow in brackets, as in `jax[jit=network]`; its name tells them then.
+    Options for its constructor may follow in brackets, as in `jax[jit=network]`, and then other rows for some layers,
+    as in `torch+rms_norm=my_kernels.py:rms_norm`; its name tells them.
 
-    Raises AdapterError, in one line, where there is none of that name, it cannot be imported, or takes no such option.
+    Raises AdapterError, in one line, where there is none of that name, it cannot be imported, takes no such option or
+    no rows, or where such a row cannot be had.
     """
-    plain, options = parsed(name)
-    return _instance(_factory(plain), plain, options)
+    request = parsed(name)
+    adapter = _instance(_factory(request.name), request.name, request.options)
+    return _overridden(adapter, request.overrides) if request.overrides else adapter
 
 
-def parsed(request: str) -> tuple[str, dict[str, str]]:
-    """The name, and the options in brackets: option -> value. Raises AdapterError where there is no telling them."""
+@dataclass(frozen=True)
+class Request:
+    """An adapter as it was asked for. options: of its constructor. overrides: LAYER=path/to/file.py:function."""
+
+    name: str
+    options: Mapping[str, str]
+    overrides: tuple[str, ...]
+
+
+def parsed(request: str) -> Request:
+    """The parts of a request. Raises AdapterError where there is no telling them."""
     match = REQUEST.fullmatch(request)
     pairs = [each.partition("=") for each in (match["options"] or "").split(",") if each] if match else []
     if match is None or not all(name and separator for name, separator, _ in pairs):
         raise AdapterError(f"adapter {request!r} cannot be read; expected NAME or NAME[option=value,...]")
-    return match["name"], {name.strip(): value.strip() for name, _, value in pairs}
+    options = {name.strip(): value.strip() for name, _, value in pairs}
+    return Request(match["name"], options, tuple(match["overrides"].split("+")[1:]))
+
+
+def _overridden(adapter: Adapter, overrides: Iterable[str]) -> Adapter:
+    """The adapter with rows of somebody's own."""
+    if not hasattr(adapter, "with_rows"):
+        raise AdapterError(f"adapter {adapter.name!r} has no table of rows, so that none can be replaced")
+    rows: dict[str, Any] = {}
+    for each in overrides:
+        match = OVERRIDE.fullmatch(each)
+        if match is None:
+            raise AdapterError(f"override {each!r} cannot be read; expected {HOW_TO_OVERRIDE}")
+        if match["layer"] not in LAYERS:
+            raise AdapterError(f"override {each!r}: unknown layer; valid layers: {', '.join(LAYERS)}")
+        rows[match["layer"]] = _function(Path(match["file"]), match["function"])
+    changed: Adapter = adapter.with_rows(rows)
+    return changed
+
+
+def _function(path: Path, name: str) -> Any:
+    module = _module_from_file(path)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        raise AdapterError(f"{path} has no function {name!r}; its functions: {', '.join(known) or 'none'}")
+    return function
 
 
 def _factory(name: str) -> Any:
@@ -88,8 +130,8 @@ def _factory(name: str) -> Any:
 
 def describe_adapter(name: str) -> str:
     """Its name and version, as far as they can be told without importing a framework."""
-    plain, _ = parsed(name)
-    if plain not in BUILT_IN:
+    plain = parsed(name).name
+    if plain not in BUILT_IN or parsed(name).overrides:
         adapter = load_adapter(name)
         return f"{adapter.name} {adapter.version()}"
     try:

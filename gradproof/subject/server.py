@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import os
 import pickle
 import signal
@@ -26,6 +25,7 @@ from gradproof.model.adapter import (
 from gradproof.model.layer import Layer
 from gradproof.model.network import Network
 from gradproof.model.options import Options
+from gradproof.subject.ancestry import ancestry
 from gradproof.subject.messages import Answer, Loaded, Raised, passed_on
 from gradproof.subject.registry import load_adapter
 from gradproof.subject.watch import Watched
@@ -95,11 +95,8 @@ class _Server:
             self._adapter = load_adapter(request)
         except AdapterError as error:
             return Raised(AdapterError, str(error))
-        file = None
-        with suppress(TypeError, OSError):
-            file = Path(inspect.getfile(type(self._adapter))).absolute()
         fused = bool(getattr(self._adapter, "fused", False))
-        return Loaded(self._adapter.name, self._adapter.version(), file, fused)
+        return Loaded(self._adapter.name, self._adapter.version(), ancestry(self._adapter), fused)
 
     def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
         return bool(self._adapter.supports(layer, options, dtype))

@@ -22,6 +22,7 @@ from gradproof.model.layer import Layer
 from gradproof.model.network import Node
 from gradproof.model.options import OptionValue, Shape, TrailingAxes
 from gradproof.reference import LAYERS, NumpyReference
+from gradproof.subject.ancestry import ancestry
 from gradproof.verdict.agreement import Evidence, TensorCheck
 
 COTANGENT = "cotangent"
@@ -192,10 +193,16 @@ def explanation(divergences: Iterable[Divergence], suspected: Sequence[Suspected
 
 
 def divergences_of(adapter: Adapter) -> tuple[Divergence, ...]:
-    """The entries of the TOML file beside the adapter's class, none where there is no file."""
-    # An adapter in another process tells where its class is written.
-    path = Path(getattr(adapter, "class_file", None) or inspect.getfile(type(adapter))).with_suffix(".toml")
-    return read_divergences(path) if path.is_file() else ()
+    """The entries of the TOML file beside the adapter's class, and beside those that it is made from.
+
+    Of a class that it is made from, those of the rows that it keeps. None where there is no file.
+    """
+    found: list[Divergence] = []
+    for each in ancestry(adapter):
+        path = each.file.with_suffix(".toml")
+        entries = read_divergences(path) if path.is_file() else ()
+        found += [entry for entry in entries if entry.layer not in each.replaced]
+    return tuple(found)
 
 
 def read_divergences(path: Path) -> tuple[Divergence, ...]:
