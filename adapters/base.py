@@ -51,9 +51,11 @@ class TableAdapter:
     rows: Mapping[str, Row]
     lacking: Mapping[str, Collection[str]] = MappingProxyType({})
 
-    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool | str:
         row = self.rows.get(layer.name)
-        return row is not None and not isinstance(row, Unsupported) and layer.name not in self.lacking.get(dtype, ())
+        if isinstance(row, Unsupported):
+            return row.reason
+        return row is not None and layer.name not in self.lacking.get(dtype, ())
 
     def origin(self, layer: Layer) -> str:
         """ "native", "composed", or the reason why the layer cannot be run."""

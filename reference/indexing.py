@@ -432,6 +432,7 @@ LAYERS = (
         options=(AXIS, Option("descending", Choice((False, True)), False)),
         ranks=(1, MAX_RANK),
         shapes=LONG,
+        by_order=True,
     ),
     of_indices(
         "top_k",
@@ -441,5 +442,6 @@ LAYERS = (
         ranks=(1, MAX_RANK),
         shapes=LONG,
         output_shape=_top_k_shape,
+        by_order=True,
     ),
 )

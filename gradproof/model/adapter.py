@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from gradproof.model.layer import Layer
 from gradproof.model.network import Network
-from gradproof.model.options import Options
+from gradproof.model.options import Options, Shape
 from gradproof.model.place import place
 
 JAX_CACHE_VARIABLE = "GRADPROOF_JAX_CACHE"
@@ -69,8 +70,12 @@ class Adapter(Protocol):
         """The version of what is being validated."""
         ...
 
-    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
-        """Whether this layer, with these options, can be run in this dtype."""
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool | str:
+        """Whether this layer, with these options, can be run in this dtype.
+
+        It may take a fourth argument, the shapes of the layer's inputs, and may say in a sentence why not, in place of
+        False.
+        """
         ...
 
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:
@@ -90,14 +95,25 @@ class Adapter(Protocol):
         ...
 
 
-def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str) -> bool:
-    """Whether the adapter supports the layer. Raises AdapterError where it cannot tell."""
+def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str, shapes: Sequence[Shape]) -> bool | str:
+    """Whether the adapter supports the layer on inputs of these shapes: True, False, or a sentence that says why not.
+
+    Raises AdapterError where it cannot tell.
+    """
     try:
-        return bool(adapter.supports(layer, options, dtype))
+        return asked(adapter, layer, options, dtype, shapes)
     except Exception as error:
         raise AdapterError(
             f"adapter {adapter.name!r} cannot tell whether it supports {layer.name}: {told_where(error)}"
         ) from error
+
+
+def asked(adapter: Adapter, layer: Layer, options: Options, dtype: str, shapes: Sequence[Shape]) -> bool | str:
+    """The same; what the adapter raises passes."""
+    supports: Callable[..., Any] = adapter.supports
+    sees_shapes = len(inspect.signature(supports).parameters) > 3
+    answer = supports(layer, options, dtype, tuple(shapes)) if sees_shapes else supports(layer, options, dtype)
+    return answer if isinstance(answer, str) else bool(answer)
 
 
 def told(error: BaseException) -> str:

@@ -200,6 +200,7 @@ class Layer:
     parameters: slot -> shape of each parameter that these inputs and options ask for.
     codomain: what is known of the output's numbers.
     edges: numbers worth drawing for this layer, beside those drawn for all.
+    by_order: whether it puts the numbers into an order, in which NaN has no place.
     """
 
     name: str
@@ -217,6 +218,7 @@ class Layer:
     codomain: Domain = REAL
     kinks: tuple[Kink, ...] = ()
     edges: tuple[float, ...] = field(default=())
+    by_order: bool = False
 
     @cached_property
     def defaults(self) -> dict[str, OptionValue]:
@@ -229,6 +231,13 @@ class Layer:
         """A shape of a first input that the layer takes."""
         low, high = self.ranks
         return self.shapes[0] if self.shapes else COMMON_SHAPE[: min(max(low, 2), high)]
+
+    def example_shapes(self, options: Options) -> list[Shape]:
+        """Shapes of the inputs of a call with these options."""
+        wanted = [each for each in self.arguments if each.when is None or each.when(options)]
+        fitting = [each.shapes(self.example_shape, options) for each in wanted]
+        own = self.example_shape
+        return [own if own in shapes or not shapes else shapes[0] for shapes in fitting]
 
     @property
     def keyword_arguments(self) -> tuple[str, ...]:

@@ -193,8 +193,9 @@ class Run:
         found = []
         for subject in self._subjects[case.dtype]:
             tally = self.report.tallies[subject.adapter.name, case.dtype]
-            if not subject.supports(case.network, case.dtype):
-                tally.unsupported += 1
+            lacking = subject.lacking(case.network, case.dtype)
+            if lacking is not None:
+                tally.unsupported[lacking] += 1
                 continue
             examination = examine(subject, case)
             tally.add(examination)

@@ -44,7 +44,8 @@ class Disagreement:
 class Tally:
     """Counts for one adapter in one dtype.
 
-    networks: examined. unsupported: not run, because the adapter lacks a layer in this dtype.
+    networks: examined. unsupported: layer, and what the adapter says of it -> networks that were
+    not run, because the adapter lacks it there.
     disagreeing, known: networks with a disagreement, with known divergences alone. gradients: tensors compared.
     elements, unverifiable: of all tensors. worst: the most noise units that were measured of a tensor that agrees.
     accuracy: (layer, algorithm) -> tensors in which an honest algorithm loses digits.
@@ -52,7 +53,7 @@ class Tally:
     """
 
     networks: int = 0
-    unsupported: int = 0
+    unsupported: Counter[str] = field(default_factory=Counter)
     disagreeing: int = 0
     known: int = 0
     gradients: int = 0
@@ -157,7 +158,7 @@ class Report:
                 "known": [vars(each) for each in self.known],
                 "unverifiable": unverifiable,
                 "unsupported": {
-                    adapter: {d: t.unsupported for (a, d), t in self.tallies.items() if a == adapter}
+                    adapter: {d: t.unsupported.total() for (a, d), t in self.tallies.items() if a == adapter}
                     for adapter in self.adapters
                 },
                 "stale_divergences": [

@@ -31,7 +31,7 @@ def _documentation(function: object) -> str:
 
 def _signature(layer: Layer) -> str:
     options = dict(layer.defaults)
-    shapes = _shapes(layer, options)
+    shapes = layer.example_shapes(options)
     arrays = ["*arrays"] if layer.variadic else [each.name for each in layer.arguments if each.when is None]
     named = [
         *layer.keyword_arguments,
@@ -41,20 +41,9 @@ def _signature(layer: Layer) -> str:
     return ", ".join([*arrays, *(["*", *named] if named and not layer.variadic else named)])
 
 
-def _shapes(layer: Layer, options: dict[str, OptionValue]) -> list[Shape]:
-    """Shapes of the inputs of a call with these options."""
-    wanted = [each for each in layer.arguments if each.when is None or each.when(options)]
-    return [_shape(each, layer.example_shape, options) for each in wanted]
-
-
-def _shape(argument: Argument, shape: Shape, options: dict[str, OptionValue]) -> Shape:
-    fitting = argument.shapes(shape, options)
-    return shape if not fitting or shape in fitting else fitting[0]
-
-
 def _sections(layer: Layer, adapters: Mapping[str, Adapter | str]) -> Iterator[tuple[str, list[str]]]:
     options = dict(layer.defaults)
-    shapes = _shapes(layer, options)
+    shapes = layer.example_shapes(options)
     example = ", ".join(str(list(shape)) for shape in shapes)
     yield "Arrays", [_array(each, layer.example_shape, options) for each in layer.arguments]
     parameters = layer.parameters(shapes, options)
@@ -83,7 +72,7 @@ def _other_parameters(layer: Layer, usual: Mapping[str, Shape]) -> list[str]:
         for value in option.domain.choices(layer.example_shape):
             options = layer.defaults | {option.name: value}
             with suppress(ShapeError):  # these options do not fit the shape
-                for slot in layer.parameters(_shapes(layer, options), options):
+                for slot in layer.parameters(layer.example_shapes(options), options):
                     found.setdefault(slot, f"{slot}, with {option.name}={value!r}")
     return [line for slot, line in found.items() if slot not in usual]
 

@@ -30,9 +30,11 @@ def origin(adapter: Adapter, layer: Layer) -> str:
     """ "native", "composed", or the reason why the adapter cannot run the layer."""
     if hasattr(adapter, "origin"):
         return str(adapter.origin(layer))
-    options = {option.name: option.default for option in layer.options if option.default is not None}
-    can_run = any(supported(adapter, layer, options, dtype) for dtype in DTYPES)
-    return "native" if can_run else "not supported"
+    shapes = layer.example_shapes(layer.defaults)
+    answers = [supported(adapter, layer, layer.defaults, dtype, shapes) for dtype in DTYPES]
+    if True in answers:
+        return "native"
+    return next((answer for answer in answers if isinstance(answer, str)), "not supported")
 
 
 def arithmetic_of(adapter: Adapter, dtype: str, layers: Iterable[str]) -> dict[str, str]:

@@ -260,8 +260,9 @@ def warnings(report: Report) -> list[str]:
             share = f"{tally.unverifiable_share:.0%} of the elements overflow {dtype}"
             lines.append(f"{adapter} {dtype}: verified too little: {share}")
         if tally.unsupported:
-            left_out = _count(tally.unsupported, "network", "networks")
-            lines.append(f"{adapter} {dtype}: {left_out} not run, for it lacks one of their layers")
+            left_out = _count(tally.unsupported.total(), "network", "networks")
+            layers = ", ".join(dict.fromkeys(tally.unsupported))
+            lines.append(f"{adapter} {dtype}: {left_out} not run, for it lacks one of their layers: {layers}")
         if not tally.networks:
             lines.append(f"{adapter} {dtype}: no network was examined")
     lines += [f"known: {line}" for line in _known_counts(report)]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradproof.draw.examples import Arrays, Example
-from gradproof.model.adapter import Adapter, AdapterError, told
+from gradproof.model.adapter import Adapter, AdapterError, supported, told
 from gradproof.model.network import Node
 from gradproof.reference import NumpyReference
 
@@ -128,9 +128,12 @@ def walk(example: Example, adapters: Iterable[Adapter] = (), dtype: str = "float
 
 def _check_support(adapter: Adapter, example: Example, dtype: str) -> None:
     for node in example.network.nodes:
-        if not adapter.supports(node.layer, dict(node.options), dtype):
+        shapes = [example.network.shapes[name] for name in node.inputs]
+        answer = supported(adapter, node.layer, dict(node.options), dtype, shapes)
+        if answer is not True:
+            why = f" ({answer})" if answer else ""
             raise AdapterError(
-                f"{adapter.name} does not support {node.layer.name} in {dtype}, which {example.name} needs; "
+                f"{adapter.name} does not support {node.layer.name} in {dtype}{why}, which {example.name} needs; "
                 "walk it with another adapter or dtype"
             )
 

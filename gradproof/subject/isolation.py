@@ -39,7 +39,7 @@ from gradproof.model.adapter import (
 )
 from gradproof.model.layer import Layer
 from gradproof.model.network import Network
-from gradproof.model.options import Options
+from gradproof.model.options import Options, Shape
 from gradproof.subject.ancestry import Ancestor
 from gradproof.subject.messages import Answer, Loaded, Raised, pickled
 from gradproof.subject.registry import load_adapter
@@ -121,7 +121,7 @@ class Isolated(Remarking):
         self._request = request
         self._memory = half_of_memory() if memory is None else memory * GIB
         self._directory = os.getcwd()
-        self._supports: dict[Any, bool] = {}
+        self._supports: dict[Any, bool | str] = {}
         self._numbers = count()
         self._dropped: list[int] = []
         self._child: _Child | None = None
@@ -138,12 +138,12 @@ class Isolated(Remarking):
     def version(self) -> str:
         return self._version
 
-    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+    def supports(self, layer: Layer, options: Options, dtype: str, shapes: tuple[Shape, ...] = ()) -> bool | str:
         """What the child says, asked once for each."""
-        asked = (layer.name, tuple(options.items()), dtype)
+        asked = (layer.name, tuple(options.items()), dtype, shapes)
         if asked not in self._supports:
             with off_the_clock():
-                self._supports[asked] = self._ask(SECONDS_TO_LOAD, "supports", layer, dict(options), dtype)
+                self._supports[asked] = self._ask(SECONDS_TO_LOAD, "supports", layer, dict(options), dtype, shapes)
         return self._supports[asked]
 
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:

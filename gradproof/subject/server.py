@@ -20,11 +20,12 @@ from gradproof.model.adapter import (
     Forward,
     RelayedError,
     RelayedMemoryError,
+    asked,
     told_where,
 )
 from gradproof.model.layer import Layer
 from gradproof.model.network import Network
-from gradproof.model.options import Options
+from gradproof.model.options import Options, Shape
 from gradproof.subject.ancestry import ancestry
 from gradproof.subject.messages import Answer, Loaded, Raised, passed_on
 from gradproof.subject.registry import load_adapter
@@ -98,8 +99,8 @@ class _Server:
         fused = bool(getattr(self._adapter, "fused", False))
         return Loaded(self._adapter.name, self._adapter.version(), ancestry(self._adapter), fused)
 
-    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
-        return bool(self._adapter.supports(layer, options, dtype))
+    def supports(self, layer: Layer, options: Options, dtype: str, shapes: tuple[Shape, ...]) -> bool | str:
+        return asked(self._adapter, layer, options, dtype, shapes)
 
     def forward(self, number: int, network: Network, values: dict[str, np.ndarray], dtype: str) -> Answer:
         watched = Watched(self._adapter)

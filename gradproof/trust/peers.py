@@ -110,7 +110,7 @@ class Spoilt:
     def version(self) -> str:
         return self._adapter.version()
 
-    def supports(self, layer: Layer, options: Options, dtype: str) -> bool:
+    def supports(self, layer: Layer, options: Options, dtype: str) -> bool | str:
         return self._adapter.supports(layer, options, dtype)
 
     def forward(self, network: Network, values: Mapping[str, np.ndarray], dtype: str) -> Forward:

@@ -265,7 +265,7 @@ def examine_chunk(chunk: int, count: int) -> Outcome:
         for examination in run.examine_case(drawn.case(dtype)):
             outcome.add(examination)
     for (adapter, dtype), tally in run.report.tallies.items():
-        outcome.unsupported[f"{adapter} {dtype}"] += tally.unsupported
+        outcome.unsupported[f"{adapter} {dtype}"] += tally.unsupported.total()
     outcome.false_alarms += _alarms(run)
     outcome.merge(_Worker.probed)
     return outcome

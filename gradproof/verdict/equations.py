@@ -110,6 +110,12 @@ class Equation:
         given = (*(array for array in self.reads.values() if is_floating(array)), self.dout)
         return all(bool(np.isfinite(array).all()) for array in given)
 
+    @property
+    def unordered(self) -> bool:
+        """Whether places depend on the order of numbers of which one is NaN, that has no place in any order."""
+        given = (array for array in self.reads.values() if is_floating(array))
+        return self.node.layer.by_order and any(bool(np.isnan(array).any()) for array in given)
+
     def samples(
         self,
         count: int,
@@ -158,7 +164,8 @@ class Statement:
     key: "value:NODE" or "gradient:NAME". expected: float64 array. size: the sum of the magnitudes of its terms.
     parts: the nodes, with their arguments, whose terms it is the sum of; of a value, the node with None.
     finite: whether all numbers that go into it are finite. open: whether some of them are not known.
-    undefined: where the adapter's value of the tensor is NaN, at which nothing has a derivative.
+    undefined: where the adapter's value of the tensor is NaN, at which nothing has a derivative; everywhere, where a
+        layer has put numbers into an order of which one is NaN.
     """
 
     key: str
@@ -294,8 +301,8 @@ class Equations:
         equation = self.by_node[name]
         unknown = any(f"value:{source}" in self._unknown for _, source in equation.node.sources)
         out = np.asarray(equation.out)
-        finite = all(np.isfinite(a).all() for a in equation.reads.values() if is_floating(a))
-        return Statement(f"value:{name}", out, np.abs(out), ((equation, None),), bool(finite), unknown)
+        finite = all(bool(np.isfinite(a).all()) for a in equation.reads.values() if is_floating(a))
+        return Statement(f"value:{name}", out, np.abs(out), ((equation, None),), finite, unknown, equation.unordered)
 
     def _walk_back(self, network: Network) -> None:
         cotangent = self.case.cotangent.astype(np.float64)
@@ -324,7 +331,7 @@ class Equations:
         for term in terms:
             expected, size = expected + term, size + np.abs(term)
         finite = all(equation.finite for equation, _ in parts)
-        undefined = np.isnan(self._values[name])
+        undefined = np.isnan(self._values[name]) | any(equation.unordered for equation, _ in parts)
         self._statements[key] = Statement(
             key, np.asarray(expected), np.asarray(size), tuple(parts), finite, unknown, undefined
         )

@@ -48,7 +48,16 @@ class Subject:
     called_twice: set[str] = field(default_factory=set, compare=False)
 
     def supports(self, network: Network, dtype: str) -> bool:
-        return all(supported(self.adapter, node.layer, dict(node.options), dtype) for node in network.nodes)
+        return self.lacking(network, dtype) is None
+
+    def lacking(self, network: Network, dtype: str) -> str | None:
+        """Why the adapter cannot run the network: the first layer that it lacks, and what it says of it."""
+        for node in network.nodes:
+            shapes = [network.shapes[name] for name in node.inputs]
+            answer = supported(self.adapter, node.layer, dict(node.options), dtype, shapes)
+            if answer is not True:
+                return f"{node.layer.name}: {answer}" if answer else node.layer.name
+        return None
 
     @property
     def fused(self) -> bool:

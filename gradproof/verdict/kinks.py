@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.adapter import Adapter, supported
+from gradproof.model.adapter import Adapter
 from gradproof.model.case import Case, upcast
 from gradproof.model.dtypes import limits
 from gradproof.model.layer import Kink, Layer, ShapeError
@@ -45,8 +45,7 @@ def probed_subject(
     """
     conventions: dict[str, dict[str, float]] = {}
     outside: list[Case] = []
-    for layer, kink in _kinks(adapter, dtype, layers):
-        case, left, right = probe(layer, kink, dtype)
+    for layer, kink, (case, left, right) in _probes(adapter, dtype, layers):
         weight = _chosen_weight(adapter, case, left, right, timeout)
         if weight is not None and kink.allows(weight, rounding(dtype)):
             conventions.setdefault(layer.name, {})[kink.name] = _tidied(weight, rounding(dtype))
@@ -86,14 +85,21 @@ def _applicable(adapter: Adapter, dtype: str, layers: Collection[str] | None) ->
     return tuple(each for each in known if each.applies(adapter.version(), dtype))
 
 
-def _kinks(adapter: Adapter, dtype: str, layers: Collection[str] | None) -> Iterator[tuple[Layer, Kink]]:
+Probe = tuple[Case, np.ndarray, np.ndarray]
+"""A case on a kink, and the gradients that the left-hand and the right-hand derivative give there."""
+
+
+def _probes(adapter: Adapter, dtype: str, layers: Collection[str] | None) -> Iterator[tuple[Layer, Kink, Probe]]:
+    """A probe of every kink of the layers, of those that the adapter says that it can run."""
+    subject = Subject(adapter, {})
     for layer in LAYERS.values():
         for kink in layer.kinks if layers is None or layer.name in layers else ():
-            if supported(adapter, layer, layer.defaults, dtype):
-                yield layer, kink
+            found = probe(layer, kink, dtype)
+            if subject.supports(found[0].network, dtype):
+                yield layer, kink, found
 
 
-def probe(layer: Layer, kink: Kink, dtype: str) -> tuple[Case, np.ndarray, np.ndarray]:
+def probe(layer: Layer, kink: Kink, dtype: str) -> Probe:
     """A one-node case on the kink, with options for which its one-sided derivatives differ."""
     for values in product(*(option.domain.choices(kink.shape) for option in layer.options)):
         options = dict(zip((option.name for option in layer.options), values, strict=True))
@@ -171,7 +177,10 @@ def stale_divergences(subject: Subject, dtype: str) -> list[Divergence]:
 
 
 def _shows(subject: Subject, entry: Divergence, dtype: str) -> bool:
-    return examine(replace(subject, divergences=(entry,)), witness_case(entry, dtype)).known
+    case = witness_case(entry, dtype)
+    if not subject.supports(case.network, dtype):  # what is not run is not seen
+        return True
+    return examine(replace(subject, divergences=(entry,)), case).known
 
 
 def witness_case(entry: Divergence, dtype: str) -> Case:

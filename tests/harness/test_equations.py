@@ -377,6 +377,18 @@ def test_a_value_that_is_nan_has_no_derivative() -> None:
     assert judge(statement, np.array([0.0, -1.5, 2.1]), "float64").kind == "gradient"
 
 
+@pytest.mark.parametrize(("layer", "options"), [("sort", {}), ("top_k", {"k": 3})])
+def test_in_an_order_nan_has_no_place(layer: str, options: dict[str, OptionValue]) -> None:
+    """Frameworks put it first or last; where the others then lie, and whose gradients they get, hangs on it."""
+    network = Network((Input("x", (3,)),), (node("n", "tanh", "x"), node("out", layer, "n", **options)))
+    of = Case(network, "float64", {"x": np.array([1.5, 2.0, 3.0])}, np.ones(3))
+    right, own = run(of), run(of)
+    own |= {"value:n": own["value:n"] * [np.nan, 1.0, 1.0]}
+    for key in ("value:out", "gradient:n"):
+        assert np.all(equations(of, own)[key].undefined)
+        assert not np.any(equations(of, right)[key].undefined)
+
+
 def test_a_nan_that_the_adapter_makes_is_wrong_where_it_makes_it() -> None:
     of = fan_case()
     own = run(of)
