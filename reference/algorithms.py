@@ -67,7 +67,7 @@ from gradproof.reference.piecewise import (
     selu_backward,
     selu_forward,
 )
-from gradproof.reference.pooling import gather, lp_pool_backward, lp_pool_forward, sliding
+from gradproof.reference.pooling import gather, lp_pool_backward, lp_pool_forward, scatter, sliding
 from gradproof.reference.recurrent import (
     GRU,
     LSTM,
@@ -291,13 +291,17 @@ def reduce_norm_by_powers_backward(dout: Array, cache: tuple[Any, ...]) -> Gradi
 
 def lp_pool_by_powers(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Any]:
     """out = (sum of x^p over each window)^(1/p)."""
-    if p == 1:
-        return lp_pool_forward(x, p=p, kernel=kernel, stride=stride, ceil_mode=ceil_mode)
     windows = sliding(x.shape[2:], kernel, stride, ceil_mode=ceil_mode)
     met = gather(x, windows, 0.0)
-    root = _root(met, p, -1)
-    slope = (met / np.where(root == 0, 1.0, root)) ** (p - 1)
-    return root[..., 0], (slope, windows, x.shape)
+    root = met.sum(axis=-1, keepdims=True) if p == 1 else _root(met, p, -1)
+    return root[..., 0], (p, met, root, windows, x.shape)
+
+
+def lp_pool_by_powers_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx_j = the sum over windows of (dout / out^(p - 1)) x_j^(p - 1), whose first factor may be subnormal."""
+    p, met, root, windows, shape = cache
+    shares = dout[..., None] / np.where(root == 0, 1.0, root) ** (p - 1) * met ** (p - 1)
+    return {"x": scatter(np.where(root == 0, 0.0, shares) if p > 1 else shares, windows, shape)}
 
 
 def lp_pool_of_scaled(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Any]:
@@ -609,7 +613,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward), in_order=True),),
     "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_by_powers_backward), one_sided=True),),
     "lp_pool": (
-        Algorithm(POWERS, (lp_pool_by_powers, lp_pool_backward), one_sided=True),
+        Algorithm(POWERS, (lp_pool_by_powers, lp_pool_by_powers_backward), one_sided=True),
         Algorithm(RESCALED, (lp_pool_of_scaled, lp_pool_of_scaled_backward)),
     ),
     "local_response_norm": (Algorithm(BY_POWER, (local_response_norm_forward, local_response_norm_through_power)),),

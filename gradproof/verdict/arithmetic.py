@@ -72,15 +72,16 @@ class Classes:
         (node,) = case.network.nodes
         if _key(node, case.dtype) not in self.known:
             self._probe(node, (redrawn(case, seed) for seed in range(_probes(case))), probe, case.dtype)
-        return self._probe(node, (jittered(case, seed) for seed in range(_probes(case))), probe, case.dtype)
+        return self._probe(node, (jittered(case, seed) for seed in range(_probes(case))), probe, case.dtype, near=True)
 
     def within(self, node: Node, alone: Case, whole: Case, probe: Probe) -> Arithmetic:
         """The class of a node in a network: memory layouts count, and what is compiled together.
 
         alone: the case of the node alone. whole: that of the network, of which `probe` runs others.
         """
-        cases = (make(whole, seed) for make in (redrawn, jittered) for seed in range(_probes(alone)))
-        return self._probe(node, cases, probe, whole.dtype)
+        count = range(_probes(alone))
+        self._probe(node, (redrawn(whole, seed) for seed in count), probe, whole.dtype)
+        return self._probe(node, (jittered(whole, seed) for seed in count), probe, whole.dtype, near=True)
 
     def patiently(self, case: Case, probe: Probe) -> Arithmetic:
         """As `of`, on many more sets of numbers near the case's own; but once for a layer and its options."""
@@ -89,15 +90,19 @@ class Classes:
         if key in self.searched:
             return self.already(node, case.dtype)
         self.searched.add(key)
-        return self._probe(node, (jittered(case, seed) for seed in range(PATIENT_PROBES)), probe, case.dtype)
+        many = (jittered(case, seed) for seed in range(PATIENT_PROBES))
+        return self._probe(node, many, probe, case.dtype, near=True)
 
-    def _probe(self, node: Node, cases: Iterable[Case], probe: Probe, dtype: str) -> Arithmetic:
-        """The class, after the cases have been looked at; what is refused stays as it is."""
+    def _probe(self, node: Node, cases: Iterable[Case], probe: Probe, dtype: str, near: bool = False) -> Arithmetic:
+        """The class, after the cases have been looked at; what is refused stays as it is.
+
+        near: whether the cases hardly differ from one another.
+        """
         key = _key(node, dtype)
         before = self.known.setdefault(key, INSIDE)
         if key in self.refused or before is EVERY:
             return before
-        evidence = Evidence(node, before, lambda other: self.already(other, dtype))
+        evidence = Evidence(node, before, lambda other: self.already(other, dtype), near)
         evidence.gather(cases, probe)
         if evidence.one_sided:
             self.refused.add(key)
@@ -131,11 +136,19 @@ class Evidence:
     """What the probes of a node tell of its arithmetic.
 
     needed: the coarsest class that some tensor of them needs. One that fits in none is wrong, and tells no class.
-    least: the finest that is asked about. others: the class of another node of the network.
+    least: the finest that is asked about. others: the class of another node of the network. near: whether the probes
+    hardly differ from one another.
     """
 
-    def __init__(self, node: Node, least: Arithmetic = INSIDE, others: Callable[[Node], Arithmetic] = _inside) -> None:
+    def __init__(
+        self,
+        node: Node,
+        least: Arithmetic = INSIDE,
+        others: Callable[[Node], Arithmetic] = _inside,
+        near: bool = False,
+    ) -> None:
         self.needed = self._least = least
+        self._near = near
         self._node = node
         self._others = others
         self._given: dict[str, list[tuple[Statement, Any, str, Mapping[str, Algorithm]]]] = {}
@@ -150,14 +163,17 @@ class Evidence:
                 given = result[1].get(statement.key) if result else None
                 if not any(equation.node.name == self._node.name for equation, _ in statement.parts):
                     continue
-                self.needed, algorithms = self._needed_by(statement, given, case.dtype)
-                if usable(given, statement.expected.shape):
+                self.needed, algorithms, whole = self._needed_by(statement, given, case.dtype)
+                if whole and usable(given, statement.expected.shape):
                     self._given.setdefault(statement.key, []).append((statement, given, case.dtype, algorithms))
 
-    def _needed_by(self, statement: Statement, got: Any, dtype: str) -> tuple[Arithmetic, Mapping[str, Algorithm]]:
+    def _needed_by(
+        self, statement: Statement, got: Any, dtype: str
+    ) -> tuple[Arithmetic, Mapping[str, Algorithm], bool]:
         """The finest class, from what is needed anyway on, in which the tensor agrees; that, where it does in none.
 
-        And the algorithm by which it agrees there, where it does not by the textbook's in any class.
+        And the algorithm by which it agrees there, where it does not by the textbook's in any class; and whether
+        something can be said of all its elements then.
         """
         for algorithm in (None, *ALGORITHMS.get(self._node.layer.name, ())):
             algorithms = {self._node.name: algorithm} if algorithm else {}
@@ -166,8 +182,8 @@ class Evidence:
                     classes = self._arithmetics(statement, each)
                     check = judge(statement, got, dtype, classes, algorithms, HOPELESS, forgiving=True)
                     if not check.kind and (check.bound or check.noise_units <= SUFFICIENT):
-                        return each, algorithms
-        return self.needed, {}
+                        return each, algorithms, not check.unverifiable
+        return self.needed, {}, True
 
     def _arithmetics(self, statement: Statement, own: Arithmetic) -> dict[str, Arithmetic]:
         names = {equation.node.name: equation.node for equation, _ in statement.parts}
@@ -184,7 +200,8 @@ class Evidence:
         return any(_one_sided(np.stack([self._signed(*given) for given in each])) for each in self._given.values())
 
     def _signed(self, statement: Statement, got: Any, dtype: str, algorithms: Mapping[str, Algorithm]) -> Any:
-        return signed_roundings(statement, got, dtype, self._arithmetics(statement, self.needed), algorithms)
+        classes = self._arithmetics(statement, self.needed)
+        return signed_roundings(statement, got, dtype, classes, algorithms, self._near)
 
 
 def _one_sided(roundings: Any) -> bool:
