@@ -16,10 +16,8 @@ import hypothesis
 import numpy as np
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from hypothesis.control import current_build_context
-from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
-from hypothesis.internal.conjecture.utils import calc_label_from_name
 
+from gradproof.draw.hypothesis_internals import BACKEND, Attempt
 from gradproof.model.case import Case
 from gradproof.model.dtypes import limits
 from gradproof.model.layer import REAL, Argument, Domain, Layer, ShapeError
@@ -57,22 +55,6 @@ EDGE_SHARES = (0.0, 0.2, 0.2, 0.2, 0.0, 0.2, 0.2, CORNERS)
 SCALES = (1.0, 0.1, 5.0)
 
 Strategy = st.SearchStrategy[Any]
-
-REJECTED = calc_label_from_name("a layer that may not fit")
-"""What Hypothesis knows those draws by."""
-
-BACKEND = "gradproof"
-"""The Hypothesis backend to draw with, so that a seed alone decides what is drawn."""
-
-
-class SeededProvider(HypothesisProvider):
-    """Hypothesis' own draws, without the constants that it collects from whichever modules are loaded."""
-
-    def _maybe_draw_constant(self, *arguments: Any, **options: Any) -> None:
-        return None
-
-
-AVAILABLE_PROVIDERS[BACKEND] = f"{SeededProvider.__module__}.{SeededProvider.__qualname__}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -331,13 +313,11 @@ class _Growing:
         newest = next(name for name in reversed(self.domains) if not self.anchored or name in self.anchored)
         # Not from those that fit at once: the draws of a layer that fits stay the same when shrinking drops the node
         # before. The draws of one that does not are marked, so that shrinking drops them.
-        choices = current_build_context().data
         for _ in range(ATTEMPTS):
-            choices.start_span(REJECTED)
-            layer = self._one_of(pool)
-            fits = self._reaches(layer, newest)
-            choices.stop_span(discard=not fits)
-            if fits:
+            with Attempt() as attempt:
+                layer = self._one_of(pool)
+                attempt.kept = self._reaches(layer, newest)
+            if attempt.kept:
                 return layer
         return self._one_of([each for each in (*pool, *others) if self._reaches(each, newest)] or pool)
 
