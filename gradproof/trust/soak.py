@@ -9,17 +9,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +26,20 @@ from rich.console import Console
 
 import gradproof.adapters
 import gradproof.reference
-from gradproof.draw.drawing import EDGE_SHARES, SCALES, Drawn, draw_each
 from gradproof.model.adapter import AdapterError
 from gradproof.model.dtypes import VALID_DTYPES
-from gradproof.run.check import FAILURE_DIRECTORY, Run, UsageError, require_known
+from gradproof.run.check import Run, UsageError, require_known
 from gradproof.show.progress import progress
 from gradproof.subject.registry import load_adapters
 from gradproof.trust.sections import write_section
-from gradproof.verdict.agreement import THRESHOLD, WHOLE_ROUNDINGS
-from gradproof.verdict.examination import Examination
-from gradproof.verdict.rows import rows
+from gradproof.trust.soak_outcome import ADAPTERS, CHUNK, Outcome, Plan
+from gradproof.trust.soak_page import page
 
-ADAPTERS = ("torch", "jax[jit=network,cache=off]")
 NETWORKS = 20_000
-CHUNK = 100
-"""Networks that one process examines between two lines of the journal."""
-
-DRAWS = 4
-"""Sets of numbers tried on each graph: JAX compiles once for all of them, and that is what a soak pays for."""
 
 JOURNAL = Path("gradproof-soak.jsonl")
 TRIES = 2
 """How often a chunk is begun before it is given up, where its process dies."""
-
-BINS_PER_DECADE = 20
-NOTHING = -4 * BINS_PER_DECADE
-"""The bin of errors up to 1e-4 noise units."""
 
 QUICK_TO_COMPILE = {
     "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true "
@@ -66,160 +52,6 @@ QUICK_TO_COMPILE = {
 
 class JournalError(ValueError):
     """A journal that cannot be gone on with; one line that says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a soak examines. Two soaks with the same plan and versions draw the same networks.
-
-    Networks come in graphs of DRAWS sets of numbers each; the dtypes take turns from graph to graph.
-    """
-
-    adapters: tuple[str, ...] = ADAPTERS
-    dtypes: tuple[str, ...] = VALID_DTYPES
-    seed: int = 1
-    failures: Path | None = FAILURE_DIRECTORY
-
-    def networks(self, chunk: int, count: int = CHUNK) -> Iterator[tuple[Drawn, str]]:
-        """The first `count` networks of a chunk, each with the dtype that it is examined in."""
-        graphs: list[Drawn] = []
-        draw_each(graphs.append, 1 + math.ceil(count / DRAWS), self.chunk_seed(chunk))
-        graphs = graphs[1:]  # Hypothesis begins with the simplest network, whatever the seed
-        drawn = (
-            (each, self.dtypes[(chunk + i) % len(self.dtypes)])
-            for i, graph in enumerate(graphs)
-            for each in sets_of_numbers(graph)
-        )
-        yield from (each for _, each in zip(range(count), drawn, strict=False))
-
-    def chunk_seed(self, chunk: int) -> int:
-        return int(np.random.SeedSequence((self.seed, chunk)).generate_state(1)[0])
-
-
-def sets_of_numbers(drawn: Drawn) -> Iterator[Drawn]:
-    """The network as drawn, then with other numbers."""
-    yield drawn
-    generator = np.random.default_rng(drawn.seed)
-    for _ in range(DRAWS - 1):
-        yield replace(
-            drawn,
-            seed=int(generator.integers(2**32)),
-            edge_share=float(generator.choice(EDGE_SHARES)),
-            scale=float(generator.choice(SCALES)),
-        )
-
-
-@dataclass
-class Distribution:
-    """Errors of tensors in noise units, counted in bins of equal ratio. largest: the largest one, exactly."""
-
-    counts: Counter[int] = field(default_factory=Counter)
-    largest: float = 0.0
-
-    def add(self, units: float) -> None:
-        tiny = units <= 10.0 ** (NOTHING / BINS_PER_DECADE)
-        self.counts[NOTHING if tiny else math.ceil(BINS_PER_DECADE * math.log10(units))] += 1
-        self.largest = max(self.largest, units)
-
-    def merge(self, other: Distribution) -> None:
-        self.counts.update(other.counts)
-        self.largest = max(self.largest, other.largest)
-
-    def quantile(self, share: float) -> float:
-        """A number of noise units that this share of the tensors does not exceed, to within a bin."""
-        wanted, seen = share * self.counts.total(), 0
-        for index in sorted(self.counts):
-            seen += self.counts[index]
-            if seen >= wanted:
-                return min(self.largest, 10.0 ** (index / BINS_PER_DECADE))
-        return 0.0
-
-    def to_json(self) -> list[Any]:
-        return [self.largest, *sorted(self.counts.items())]
-
-    @classmethod
-    def from_json(cls, data: Sequence[Any]) -> Distribution:
-        return cls(Counter(dict(data[1:])), data[0])
-
-
-Key = tuple[str, str, str]
-"""Adapter, dtype, layer."""
-
-
-@dataclass
-class Outcome:
-    """What a soak, or a chunk of one, found.
-
-    networks: drawn. gradients: compared. false_alarms: one line each, for a network (of an adapter) that disagrees
-    with no known divergence to explain it. known, unsupported: networks by adapter and dtype.
-    tensors: numbers of tensors that agree; within: of these, whose error is so small that no noise was measured.
-    accuracy: of algorithms that lose digits, by adapter, dtype, layer and algorithm. elements, unverifiable: numbers.
-    units: of the tensors that agree and whose noise was measured.
-    """
-
-    networks: int = 0
-    gradients: int = 0
-    false_alarms: list[str] = field(default_factory=list)
-    known: Counter[str] = field(default_factory=Counter)
-    unsupported: Counter[str] = field(default_factory=Counter)
-    tensors: Counter[str] = field(default_factory=Counter)
-    within: Counter[str] = field(default_factory=Counter)
-    elements: Counter[str] = field(default_factory=Counter)
-    unverifiable: Counter[str] = field(default_factory=Counter)
-    accuracy: Counter[str] = field(default_factory=Counter)
-    units: dict[Key, Distribution] = field(default_factory=dict)
-
-    def add(self, examination: Examination) -> None:
-        """Count the tensors of one adapter on one network."""
-        where = f"{examination.adapter} {examination.case.dtype}"
-        self.gradients += sum(check.role == "gradient" for check in examination.checks)
-        self.known[where] += examination.known
-        for row in rows(examination) if examination.agrees else ():
-            check = row.check
-            self.tensors[where] += 1
-            self.within[where] += check.bound
-            self.elements[where] += check.elements
-            self.unverifiable[where] += check.unverifiable
-            if check.algorithm:
-                self.accuracy[f"{where} {': '.join(check.algorithm)}"] += 1
-            elif check.index is not None and not check.bound:
-                key = (examination.adapter, examination.case.dtype, row.layer)
-                self.units.setdefault(key, Distribution()).add(check.noise_units)
-
-    def merge(self, other: Outcome) -> None:
-        self.networks += other.networks
-        self.gradients += other.gradients
-        self.false_alarms += [each for each in other.false_alarms if each not in self.false_alarms]
-        for name in COUNTERS:
-            getattr(self, name).update(getattr(other, name))
-        for key, distribution in other.units.items():
-            self.units.setdefault(key, Distribution()).merge(distribution)
-
-    def distribution(self, adapter: str, dtype: str) -> Distribution:
-        """Over all layers."""
-        together = Distribution()
-        for (name, held, _), each in self.units.items():
-            if (name, held) == (adapter, dtype):
-                together.merge(each)
-        return together
-
-    @property
-    def closing_line(self) -> str:
-        alarms = len(self.false_alarms)
-        return f"soak: networks={self.networks} gradients={self.gradients} false_alarms={alarms}"
-
-    def to_json(self) -> dict[str, Any]:
-        units = [[*key, each.to_json()] for key, each in self.units.items()]
-        return vars(self) | {"units": units}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
-        units = {(adapter, dtype, layer): Distribution.from_json(d) for adapter, dtype, layer, d in data["units"]}
-        counters = {name: Counter(data[name]) for name in COUNTERS}
-        return cls(**dict(data) | counters | {"units": units})
-
-
-COUNTERS = ("known", "unsupported", "tensors", "within", "elements", "unverifiable", "accuracy")
 
 
 class _Worker:
@@ -371,65 +203,6 @@ def soak(plan: Plan, todo: Mapping[int, int], processes: int | None) -> Iterator
                 chunk,
                 Outcome(false_alarms=[f"chunk {chunk} of seed {plan.seed}: its process died {TRIES + 1} times"]),
             )
-
-
-PAGE = """\
-{line}
-
-{versions}, seed {seed}. {draws} sets of numbers for each graph; the dtypes take turns from graph to graph. Errors are
-in noise units, of the tensors that agree; the threshold is {threshold:g} for all. "Not measured" is the share of
-tensors whose error is within a few roundings of the result ({roundings}), so that no noise was measured: they are in no
-quantile. "Nothing said" is the share of elements that are unverifiable.
-"Known" counts the networks that a known divergence of the framework explains (`adapters/*.toml`).
-
-{totals}
-
-Per layer, for {columns}: 99.9 % and the largest.
-
-{layers}
-"""
-
-
-def page(outcome: Outcome, plan: Plan, versions: Mapping[str, str]) -> str:
-    """The distribution of errors in Markdown."""
-    pairs = [(adapter, dtype) for adapter in plan.adapters for dtype in plan.dtypes]
-    return PAGE.format(
-        line=outcome.closing_line,
-        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
-        seed=plan.seed,
-        draws=DRAWS,
-        threshold=THRESHOLD,
-        roundings=", ".join(f"{each:g} in {dtype}" for dtype, each in WHOLE_ROUNDINGS.items()),
-        totals="\n".join(_totals(outcome, pairs)),
-        columns=", ".join(f"{adapter} {dtype}" for adapter, dtype in pairs),
-        layers="\n".join(_layers(outcome, pairs)),
-    )
-
-
-def _totals(outcome: Outcome, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    figures = ("median", "99 %", "99.9 %", "max", "nothing said", "known", "not supported")
-    yield f"| {' | '.join(('adapter, dtype', 'tensors', 'not measured', *figures))} |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for adapter, dtype in pairs:
-        where, together = f"{adapter} {dtype}", outcome.distribution(adapter, dtype)
-        tensors = outcome.tensors[where]
-        quantiles = [*(together.quantile(share) for share in (0.5, 0.99, 0.999)), together.largest]
-        cells = [f"{tensors}", f"{outcome.within[where] / max(tensors, 1):.1%}", *(f"{each:.2g}" for each in quantiles)]
-        cells += [f"{outcome.unverifiable[where] / max(outcome.elements[where], 1):.2%}"]
-        cells += [f"{outcome.known[where]}", f"{outcome.unsupported[where]}"]
-        yield f"| {where} | {' | '.join(cells)} |"
-
-
-def _layers(outcome: Outcome, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
-    yield f"| layer | {' | '.join(f'{adapter} {dtype}' for adapter, dtype in pairs)} |"
-    yield "|---" * (len(pairs) + 1) + "|"
-    for layer in sorted({layer for *_, layer in outcome.units}):
-        cells = (_cell(outcome.units.get((*pair, layer))) for pair in pairs)
-        yield f"| {layer} | {' | '.join(cells)} |"
-
-
-def _cell(distribution: Distribution | None) -> str:
-    return f"{distribution.quantile(0.999):.2g}, {distribution.largest:.2g}" if distribution else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,8 @@ from gradproof.draw.drawing import Drawn, draw_each
 from gradproof.model.layer import Layer
 from gradproof.model.options import Options
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of, by_folding
+from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of
+from gradproof.reference.other_layers import by_folding
 from gradproof.subject.registry import load_adapter
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.examine import examine

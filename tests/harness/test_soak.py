@@ -15,7 +15,8 @@ import pytest
 
 from gradproof.trust import soak
 from gradproof.trust.sections import TRUST_PAGE
-from gradproof.trust.soak import DRAWS, Distribution, Journal, JournalError, Outcome, Plan, main
+from gradproof.trust.soak import Journal, JournalError, main
+from gradproof.trust.soak_outcome import DRAWS, NOTHING, Distribution, Outcome, Plan
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--adapter", "reference", "--dtype", "float64", "--processes", "1"]
@@ -75,7 +76,7 @@ def test_distributions_add_up_and_are_written_down() -> None:
     one.merge(other)
     assert one == both == Distribution.from_json(json.loads(json.dumps(both.to_json())))
     assert Distribution().quantile(0.5) == 0.0
-    assert both.counts[soak.NOTHING] == 2
+    assert both.counts[NOTHING] == 2
 
 
 def test_a_plan_draws_the_same_networks_again_and_others_for_another_seed() -> None:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gradproof.reference import LAYERS
-from gradproof.reference.recurrent import LSTM
-from gradproof.reference.recurrent import _backward as walk_back
-from gradproof.reference.walk import Row
-from gradproof.trust.faults.making import Array, Backward, Fault, Gradients, given, only, pair_fault, row_fault
-
-
-def _right(layer: str, dout: Array, *arrays: Array, **others: Any) -> Gradients:
-    pair = LAYERS[layer]
-    return pair.backward(dout, pair.forward(*arrays, **others)[1])
-
-
-def _given_fault(name: str, layer: str, mistake: str, backward: Backward, named: str) -> Fault:
-    return pair_fault(name, layer, mistake, given(layer, backward), named)
-
+from gradproof.trust.faults.kernel_making import given_fault, gradients_of, to_eight_bits
+from gradproof.trust.faults.making import Array, Gradients, only, row_fault
+from gradproof.trust.faults.memory_kernels import MEMORY_FAULTS
+from gradproof.trust.faults.time_kernels import TIME_FAULTS
 
 # Attention, as flash attention computes it: one head and one query at a time, from the saved logarithm of the sums.
 
@@ -96,77 +85,77 @@ def _log_sum_exp(scores: Array) -> Any:
 ATTENTION = "scaled_dot_product_attention"
 
 ATTENTION_FAULTS = (
-    _given_fault(
+    given_fault(
         "attention_row_sums_missing",
         ATTENTION,
         "the row sums of dout * out are not subtracted",
         partial(_attention, row_sums=False),
         "attention row sums missing",
     ),
-    _given_fault(
+    given_fault(
         "attention_scale_twice",
         ATTENTION,
         "the scale is applied twice to the query's gradient",
         partial(_attention, scale_of_dq=2),
         "attention scale twice",
     ),
-    _given_fault(
+    given_fault(
         "attention_bias_scaled",
         ATTENTION,
         "the bias' gradient is scaled as the query's is",
         partial(_attention, scale_of_dbias=1),
         "attention scale twice",
     ),
-    _given_fault(
+    given_fault(
         "attention_causal_mask_missing",
         ATTENTION,
         "the backward pass sees later keys",
         partial(_attention, offset=lambda queries, keys: keys, anew=True),
         "mask missing",
     ),
-    _given_fault(
+    given_fault(
         "attention_strictly_causal",
         ATTENTION,
         "the backward pass hides a query's own key",
         partial(_attention, offset=lambda queries, keys: -1),
         "another causal mask",
     ),
-    _given_fault(
+    given_fault(
         "attention_causal_from_the_end",
         ATTENTION,
         "the backward pass aligns the causal mask with the last query and key",
         partial(_attention, offset=lambda queries, keys: keys - queries),
         "another causal mask",
     ),
-    _given_fault(
+    given_fault(
         "attention_first_head_of_a_group",
         ATTENTION,
         "keys and values get the gradient of the first of the heads that share them",
         partial(_attention, share=lambda grouped: grouped[:, :, 0]),
         "grouped heads not summed",
     ),
-    _given_fault(
+    given_fault(
         "attention_mean_over_a_group",
         ATTENTION,
         "the heads that share keys and values are averaged, not summed",
         partial(_attention, share=lambda grouped: grouped.mean(axis=2)),
         "grouped heads not summed",
     ),
-    _given_fault(
+    given_fault(
         "rotary_turned_on",
         "rotary",
         "the backward pass turns in the direction of the forward pass",
         lambda dout, x, **options: {"x": LAYERS["rotary"].forward(dout, **options)[0]},
         "rotation not inverted",
     ),
-    _given_fault(
+    given_fault(
         "rotary_pairs_confused",
         "rotary",
         "the backward pass takes halves for interleaved pairs",
-        lambda dout, x, *, pairs, **options: _right("rotary", dout, x, pairs="interleaved", **options),
+        lambda dout, x, *, pairs, **options: gradients_of("rotary", dout, x, pairs="interleaved", **options),
         "another option",
     ),
-    _given_fault(
+    given_fault(
         "rotary_position_off_by_one",
         "rotary",
         "the backward pass counts positions from one",
@@ -180,7 +169,7 @@ def _rotated_from_one(dout: Array, axis: int, options: dict[str, Any]) -> Array:
     """Turned back as in an array with one more position before the first."""
     before = np.zeros_like(dout.take([0], axis))
     longer = np.concatenate([before, dout], axis)
-    turned = _right("rotary", longer, longer, axis=axis, **options)["x"]
+    turned = gradients_of("rotary", longer, longer, axis=axis, **options)["x"]
     return turned.take(range(1, turned.shape[axis]), axis)
 
 
@@ -212,7 +201,7 @@ def _cross_entropy(
     options = {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": reduction}
     by_name = {} if weight is None else {"weight": weight}
     if targets != "classes" or label_smoothing:
-        return _right("cross_entropy", dout, x, target, **by_name, targets=targets, **options)
+        return gradients_of("cross_entropy", dout, x, target, **by_name, targets=targets, **options)
     kept = target != ignore_index
     weights = np.ones(x.shape[-1]) if weight is None else weight
     of_rows = weights[np.where(kept, target, 0)]
@@ -226,32 +215,32 @@ def _cross_entropy(
 
 
 CROSS_ENTROPY_FAULTS = (
-    _given_fault(
+    given_fault(
         "cross_entropy_mean_over_all_rows",
         "cross_entropy",
         "the mean divides by all rows, ignored ones too",
         partial(_cross_entropy, every_row=True),
         "another divisor of the mean",
     ),
-    _given_fault(
+    given_fault(
         "cross_entropy_mean_without_weights",
         "cross_entropy",
         "the mean divides by the number of rows that count, not by their weights",
         partial(_cross_entropy, unweighted=True),
         "another divisor of the mean",
     ),
-    _given_fault(
+    given_fault(
         "cross_entropy_ignored_rows_trained",
         "cross_entropy",
         "rows whose target is ignored get the gradient of their softmax",
         partial(_cross_entropy, zeroed=False),
         "ignored rows",
     ),
-    _given_fault(
+    given_fault(
         "cross_entropy_smoothing_missing",
         "cross_entropy",
         "the backward pass does not smooth the labels",
-        lambda dout, *arrays, label_smoothing, **others: _right(
+        lambda dout, *arrays, label_smoothing, **others: gradients_of(
             "cross_entropy", dout, *arrays, label_smoothing=0.0, **others
         ),
         "another option",
@@ -291,21 +280,21 @@ def _exchanged_halves(dout: Array, x: Array, *, axis: int) -> Gradients:
 
 
 GATED_FAULTS = (
-    _given_fault(
+    given_fault(
         "swiglu_second_term_missing",
         "swiglu",
         "x s (1 - s) is missing in silu's derivative",
         partial(_swiglu, slope=lambda gate, value: 1.0 / (1.0 + np.exp(-gate))),
         "gate's derivative",
     ),
-    _given_fault(
+    given_fault(
         "swiglu_derivative_at_the_product",
         "swiglu",
         "silu's derivative is taken at the product that was saved",
         partial(_swiglu, slope=lambda gate, value: _silu_slope(_silu(gate) * value)),
         "gate's derivative",
     ),
-    _given_fault(
+    given_fault(
         "swiglu_gate_for_value",
         "swiglu",
         "the backward pass takes the value for the gate",
@@ -363,43 +352,37 @@ def _last_rows(layer: str, rows: int) -> Callable[[Gradients, Array, Any], Gradi
     return change
 
 
-def _to_eight_bits(array: Array) -> Array:
-    """As bfloat16 has them."""
-    mantissa, exponent = np.frexp(array)
-    return np.ldexp(np.rint(mantissa * 256.0) / 256.0, exponent)
-
-
 def _added_in_eight_bits(terms: Array) -> Array:
     """The sum along the first axis, rounded each time."""
     total = np.zeros(terms.shape[1:])
     for term in terms:
-        total = _to_eight_bits(total + term)
+        total = to_eight_bits(total + term)
     return total
 
 
 NORMALISATION_FAULTS = (
-    _given_fault(
+    given_fault(
         "rms_norm_mean_square_missing",
         "rms_norm",
         "the mean of g z is missing in RMS norm",
         partial(_rms_norm, means=0.0),
         "normalisation term missing",
     ),
-    _given_fault(
+    given_fault(
         "rms_norm_as_layer_norm",
         "rms_norm",
         "the mean of g is subtracted, as layer norm has it",
         partial(_rms_norm, of_g=1.0),
         "mean subtracted",
     ),
-    _given_fault(
+    given_fault(
         "rms_norm_means_over_rows",
         "rms_norm",
         "the means of the backward pass are over the rows, not the columns",
         partial(_rms_norm, over=lambda rank, axes: (0,)),
         "means over other axes",
     ),
-    _given_fault(
+    given_fault(
         "rms_norm_means_over_padded_block",
         "rms_norm",
         "sums over a block of eight are divided by eight",
@@ -433,139 +416,6 @@ NORMALISATION_FAULTS = (
         "the bias' gradient is added up in bfloat16",
         only("bias", lambda g, dout, c: _added_in_eight_bits(dout.reshape(-1, dout.shape[-1]))),
         "rounded running sum",
-    ),
-)
-
-
-# Tables and time.
-
-
-def _embedding_in_eight_bits(dout: Array, indices: Array, weight: Array, *, padding_idx: int) -> Gradients:
-    table = np.zeros(weight.shape)
-    for place in np.ndindex(indices.shape):
-        row = int(indices[place])
-        if row != padding_idx:
-            table[row] = _to_eight_bits(table[row] + dout[place])
-    return {"weight": table}
-
-
-def _states_before(layer: str, x: Array, first: dict[str, Array | None], **parameters: Any) -> list[list[Array]]:
-    """The states before each step: those after all steps before it."""
-    hidden = parameters["weight_hh_l0"].shape[1]
-    before = [[np.zeros((1, x.shape[1], hidden)) if each is None else each for each in first.values()]]
-    for at in range(1, len(x)):
-        arrays = (x[:at], *first.values())
-        before.append([LAYERS[layer].forward(*arrays, returns=state, **parameters)[0] for state in first])
-    return before
-
-
-def _detached(layer: str) -> Backward:
-    """Each step by itself, the state before it held constant, in one layer and direction; elsewhere what is right."""
-
-    def backward(
-        dout: Array, x: Array, *, h0: Array | None = None, c0: Array | None = None, **others: Any
-    ) -> Gradients:
-        first = {"hidden": h0} | ({"cell": c0} if layer == "lstm" else {})
-        given_states = {name: each for name, each in (("h0", h0), ("c0", c0)) if each is not None}
-        if others["layers"] > 1 or others["bidirectional"] or others["returns"] != "sequence":
-            return _right(layer, dout, x, **given_states, **others)
-        options = {name: each for name, each in others.items() if name != "returns"}
-        before = _states_before(layer, x, first, **options)
-        steps = [_right(layer, dout[t : t + 1], x[t : t + 1], *before[t], **others) for t in range(len(x))]
-        summed = {name: np.sum([step[name] for step in steps], axis=0) for name in steps[0] if name[0] in "wb"}
-        starts = {name: np.zeros_like(each) for name, each in given_states.items()}
-        return {"x": np.concatenate([step["x"] for step in steps])} | summed | starts
-
-    return backward
-
-
-def _cell_path_dropped(grads: Gradients, dout: Array, cache: Any) -> Gradients:
-    def step_backward(dstates: Any, kept: Any) -> Any:
-        dgiven, drecurrent, (dhidden, dcell) = LSTM.step_backward(dstates, kept)
-        return dgiven, drecurrent, (dhidden, 0.0 * dcell)
-
-    return walk_back(replace(LSTM, step_backward=step_backward), dout, cache)
-
-
-TIME_FAULTS = (
-    _given_fault(
-        "embedding_added_up_in_bfloat16",
-        "embedding",
-        "what repeated indices get is added up in bfloat16",
-        _embedding_in_eight_bits,
-        "rounded running sum",
-    ),
-    *(
-        _given_fault(
-            f"{layer}_carry_dropped",
-            layer,
-            f"a step of {layer} hands nothing back to the one before it",
-            _detached(layer),
-            "carry missing",
-        )
-        for layer in ("rnn_tanh", "gru", "lstm")
-    ),
-    row_fault(
-        "lstm_cell_path_dropped",
-        "lstm",
-        "the cell state's gradient is not handed back",
-        _cell_path_dropped,
-        "carry missing",
-    ),
-)
-
-
-# Memory.
-
-
-def _reading(layer: str, read: Callable[[Array], Array]) -> Row:
-    """The layer, whose backward pass reads the cotangent in another way."""
-    forward, backward = LAYERS[layer].forward, LAYERS[layer].backward
-    return forward, lambda dout, cache: backward(read(dout), cache)
-
-
-MEMORY_FAULTS = (
-    pair_fault(
-        "softplus_cotangent_read_by_columns",
-        "softplus",
-        "the cotangent is read in a row from memory in which it lies by columns",
-        _reading("softplus", lambda dout: dout.T.reshape(dout.shape)),
-        "cotangent read as contiguous",
-    ),
-    pair_fault(
-        "softsign_cotangent_with_strides_of_columns",
-        "softsign",
-        "the cotangent is read with the strides of an input that lies by columns",
-        _reading("softsign", lambda dout: dout.reshape(dout.shape[::-1]).T),
-        "cotangent read with other strides",
-    ),
-    pair_fault(
-        "sigmoid_cotangent_read_as_expanded",
-        "sigmoid",
-        "the cotangent's first row is taken for all rows",
-        _reading("sigmoid", lambda dout: np.broadcast_to(dout[:1], dout.shape) if dout.ndim else dout),
-        "cotangent's first element",
-    ),
-    _given_fault(
-        "softmax_output_overwritten",
-        "softmax",
-        "the cotangent was written where the output lay",
-        lambda dout, x, *, axis: {"x": dout * (dout - (dout * dout).sum(axis=axis, keepdims=True))},
-        "saved array overwritten",
-    ),
-    _given_fault(
-        "tanh_output_overwritten",
-        "tanh",
-        "1 - y^2 is computed of the cotangent, which lies where y did",
-        lambda dout, x: {"x": dout * (1.0 - dout * dout)},
-        "saved array overwritten",
-    ),
-    _given_fault(
-        "gelu_input_overwritten",
-        "gelu",
-        "the cotangent was written where the input lay",
-        lambda dout, x: _right("gelu", dout, dout),
-        "saved array overwritten",
     ),
 )
 

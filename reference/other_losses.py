@@ -1,0 +1,171 @@
+"""Losses, and the functions in them, in other honest ways than the textbook's; see `algorithms.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradproof.reference.classification import (
+    bce_with_logits_backward,
+    bce_with_logits_forward,
+    cross_entropy_forward,
+    sigmoid_focal_backward,
+)
+from gradproof.reference.common import (
+    Array,
+    Gradients,
+    log_one_plus_exp,
+    magnitude,
+    reduce_loss,
+    spread_cotangent,
+)
+from gradproof.reference.margins import multilabel_soft_margin_backward
+from gradproof.reference.regression import huber_forward
+from gradproof.reference.softmax import (
+    logsumexp_forward,
+)
+
+# The softmax made again from the logarithm of the sum of exponentials.
+
+
+def _less_logsumexp(x: Array, axis: Any) -> Array:
+    """x - log(sum exp(x)), the logarithm rounded at the size of the largest x.
+
+    That x is a number of the dtype, so that rounding to the nearest one moves the logarithm by no more than its
+    distance from it: probabilities of n classes are at most n times too large or too small.
+    """
+    peak = x.real.max(axis=axis, keepdims=True)
+    distance = np.log(np.exp(x - peak).sum(axis=axis, keepdims=True))
+    rounded = (peak + distance) - peak
+    return (x - peak) - np.minimum(np.maximum(rounded, 0.0), 2.0 * distance)
+
+
+def log_softmax_from_sum(x: Array, *, axis: int) -> tuple[Array, Any]:
+    """f = x - log(sum exp(x)): the logarithm is rounded at the size of the largest x."""
+    out = _less_logsumexp(x, axis)
+    return out, (out, axis)
+
+
+def softmax_from_sum(x: Array, *, axis: int) -> tuple[Array, Any]:
+    """s = exp(x - log(sum exp(x)))."""
+    out = np.exp(_less_logsumexp(x, axis))
+    return out, (out, axis)
+
+
+def logsumexp_keeping_out(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Array, Any]:
+    """dx = dout exp(x - out), from the stored out."""
+    out, (_, *rest) = logsumexp_forward(x, axis=axis, keepdims=keepdims)
+    return out, (np.exp(_less_logsumexp(x, axis)), *rest)
+
+
+def cross_entropy_from_sum(x: Array, target: Array, weight: Array | None = None, **options: Any) -> tuple[Array, Any]:
+    """The logarithms of the probabilities are x - log(sum exp(x)), as most fused kernels have them."""
+    out, (log_probabilities, *rest) = cross_entropy_forward(x, target, weight, **options)
+    again = _less_logsumexp(x, -1)
+    moved = again - log_probabilities  # what rounding at the size of the largest x makes of them
+    return out + _moved_loss(moved, rest, out), (again, *rest)
+
+
+def _moved_loss(moved: Array, rest: list[Any], out: Array) -> Array:
+    coefficients, _, divisor, *_, reduction = rest
+    loss = -(coefficients * moved).sum(axis=-1)
+    return loss if reduction == "none" else loss.sum() / (divisor if reduction == "mean" else 1.0)
+
+
+def huber_in_parts(x: Array, target: Array, *, delta: float, reduction: str) -> tuple[Array, Any]:
+    """l = c^2 / 2 + delta (|e| - c), c = |e|, but delta where it is more."""
+    out, (clipped, reduction) = huber_forward(x, target, delta=delta, reduction=reduction)
+    return out, (clipped, delta, reduction)
+
+
+def huber_in_parts_backward(dout: Array, cache: tuple[Array, float, str]) -> Gradients:
+    """dx = (g c - g delta + g delta) sign(e), the derivatives by c and by |e|."""
+    clipped, delta, reduction = cache
+    g = spread_cotangent(dout, clipped.shape, reduction)
+    dx = (g * (magnitude(clipped) - delta) + g * delta) * np.sign(clipped)
+    return {"x": dx, "target": -dx}
+
+
+# log cosh as a difference of logarithms.
+
+
+def log_cosh_by_logaddexp(x: Array, target: Array, *, reduction: str) -> tuple[Array, Any]:
+    """l = log(exp(e) + exp(-e)) - log(2), two numbers near 0.69 where e is near 0."""
+    error = x - target
+    both = np.logaddexp(error, -error)
+    two = np.full_like(error, 2.0)  # an array, for frameworks round its logarithm as they round others
+    return reduce_loss(both - np.log(two), reduction), (error, both, reduction)
+
+
+def log_cosh_by_logaddexp_backward(dout: Array, cache: Any) -> Gradients:
+    """dx = g (exp(e - a) - exp(-e - a)), a = log(exp(e) + exp(-e)); dtarget = -dx."""
+    error, both, reduction = cache
+    dx = spread_cotangent(dout, error.shape, reduction) * (np.exp(error - both) - np.exp(-error - both))
+    return {"x": dx, "target": -dx}
+
+
+# The logistic function from the logarithm 1 + exp(x) of the loss, and the target's term by itself.
+
+
+def bce_with_logits_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = g q exp(x - log(1 + exp(x))) - g p target."""
+    x, target, weight, pos_weight, reduction = cache
+    g = spread_cotangent(dout, x.shape, reduction) * (1.0 if weight is None else weight)
+    p = 1.0 if pos_weight is None else pos_weight
+    dx = g * (1.0 + (p - 1.0) * target) * np.exp(x - log_one_plus_exp(x)) - g * p * target
+    return bce_with_logits_backward(dout, cache) | {"x": dx}
+
+
+def bce_with_logits_by_logarithms(
+    x: Array, target: Array, weight: Array | None = None, pos_weight: Array | None = None, *, reduction: str
+) -> tuple[Array, tuple[Any, ...]]:
+    """l = weight ((1 - target) x + q log(1 + exp(-x))), two numbers near -x far below 0."""
+    p = np.ones_like(x) if pos_weight is None else pos_weight
+    out, (*_, reduction) = bce_with_logits_forward(x, target, weight, p, reduction=reduction)
+    return out, (x, target, weight, pos_weight, reduction)
+
+
+def bce_with_logits_by_logarithms_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dtarget = g (p log(1 + exp(-x)) - log(1 + exp(x))): near 0 and with p = 1 two numbers near 0.69."""
+    x, _, weight, pos_weight, reduction = cache
+    g = spread_cotangent(dout, x.shape, reduction) * (1.0 if weight is None else weight)
+    p = 1.0 if pos_weight is None else pos_weight
+    dtarget = g * p * log_one_plus_exp(-x) - g * log_one_plus_exp(x)
+    return bce_with_logits_backward(dout, cache) | {"target": dtarget}
+
+
+def multilabel_soft_margin_by_logarithms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dtarget = g log(1 + exp(-x)) - g log(1 + exp(x)), g = dout weight / C."""
+    x, _, factor, reduction = cache
+    g = factor * spread_cotangent(dout, x.shape[:-1], reduction)[..., None]
+    dtarget = g * log_one_plus_exp(-x) - g * log_one_plus_exp(x)
+    return multilabel_soft_margin_backward(dout, cache) | {"target": dtarget}
+
+
+def multilabel_soft_margin_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = g exp(x - log(1 + exp(x))) - g target, g = dout weight / C."""
+    x, target, factor, reduction = cache
+    g = factor * spread_cotangent(dout, x.shape[:-1], reduction)[..., None]
+    dx = g * np.exp(x - log_one_plus_exp(x)) - g * target
+    return multilabel_soft_margin_backward(dout, cache) | {"x": dx}
+
+
+# The focal loss with the derivatives of s(x) and s(-x) from their values.
+
+
+def sigmoid_focal_from_values(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = g b (gamma u^(gamma - 1) c u' + u^gamma (s(x) - target)), u' from s (1 - s), which loses digits near 1.
+
+    dtarget = g (b (gamma u^(gamma - 1) c (s(-x) - s(x)) - u^gamma x) + b' u^gamma c), a difference of rounded numbers.
+    """
+    x, _, decay, distance, wrong, entropy, _, balance, alpha, gamma, reduction = cache
+    g, side = spread_cotangent(dout, x.shape, reduction), np.where(x < 0, -1.0, 1.0)
+    u, large, small = wrong / (1.0 + decay), 1.0 / (1.0 + decay), decay / (1.0 + decay)
+    slope = side * (distance * (large * (1.0 - large)) - (1.0 - distance) * (small * (1.0 - small)))
+    steep = np.where(u == 0, 0.0, gamma * np.where(u == 0, 1.0, u) ** (gamma - 1.0))
+    dx = g * balance * (steep * entropy * slope + u**gamma * (side * (distance - small)))
+    dtarget = g * balance * (steep * entropy * side * (small - large) - u**gamma * x)
+    if alpha >= 0.0:
+        dtarget = dtarget + g * (2.0 * alpha - 1.0) * u**gamma * entropy
+    return sigmoid_focal_backward(dout, cache) | {"x": dx, "target": dtarget}
