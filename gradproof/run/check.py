@@ -67,12 +67,7 @@ def check(
 
     Raises UsageError for an unknown dtype, layer or architecture, AdapterError for an adapter that cannot be used.
     """
-    require_known("dtype", dtypes, VALID_DTYPES)
-    require_known("arithmetic", [arithmetic], ARITHMETICS)
-    require_known("layer", layers, LAYERS)
-    require_known("architecture", architectures, ARCHITECTURES)
-    if layers and architectures:
-        raise UsageError("layers and architectures cannot both be asked for: an architecture has the layers it has")
+    _require_names(dtypes, arithmetic, layers, architectures)
     _require_directory(failures)
     loaded = load_adapters(adapters, loader(isolation, memory))
     run = Run(loaded, dtypes, secrets.randbits(32) if seed is None else seed, timeout, failures, strict, arithmetic)
@@ -117,6 +112,16 @@ def require_known(what: str, names: Iterable[str], valid: Iterable[str]) -> None
     for name in names:
         if name not in valid:
             raise UsageError(f"unknown {what} {name!r}; valid {what}s: {', '.join(valid)}")
+
+
+def _require_names(dtypes: Iterable[str], arithmetic: str, layers: Sequence[str], architectures: Sequence[str]) -> None:
+    """Raise UsageError for what is unknown, or cannot be asked for together."""
+    require_known("dtype", dtypes, VALID_DTYPES)
+    require_known("arithmetic", [arithmetic], ARITHMETICS)
+    require_known("layer", layers, LAYERS)
+    require_known("architecture", architectures, ARCHITECTURES)
+    if layers and architectures:
+        raise UsageError("layers and architectures cannot both be asked for: an architecture has the layers it has")
 
 
 def _require_directory(path: Path | None) -> None:
