@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradproof.reference import NumpyReference as NumpyReference
     from gradproof.run.check import check as check
     from gradproof.run.check import replay as replay
+    from gradproof.run.proof import prove as prove
     from gradproof.run.results import Report as Report
 
 __version__ = version("gradproof")
@@ -39,6 +40,7 @@ _HOMES = {
     "Report": "run.results",
     "TapeAdapter": "adapters.tape",
     "check": "run.check",
+    "prove": "run.proof",
     "replay": "run.check",
 }
 """Public name -> the module that has it."""

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from gradproof.model.dtypes import DTYPES, HALF, VALID_DTYPES
 from gradproof.model.spec import SpecError, json_safe, load_case
 from gradproof.reference import LAYERS
 from gradproof.run.check import FAILURE_DIRECTORY, NETWORKS, TIMEOUT, UsageError, check, replay, require_known
-from gradproof.run.results import Report
+from gradproof.run.proof import prove
+from gradproof.run.results import SCHEMA, Report
 from gradproof.show.layer_page import layer_page
 from gradproof.show.layers import arithmetic_of, layers_markdown, layers_table, layers_to_json
 from gradproof.show.progress import progress, tracked
-from gradproof.show.report import OutputConsole, conventions_table, diff, summary
+from gradproof.show.report import OutputConsole, conventions_table, diff, proofs_text, summary
 from gradproof.show.walk import render_walk, walk
 from gradproof.subject.registry import HOW_TO_OVERRIDE, adapter_names, load_adapter, load_adapters
 from gradproof.verdict.divergence import DivergenceError
@@ -55,6 +57,7 @@ examples:
   gradproof check --adapter torch --layer gelu          only networks with a gelu in them
   gradproof check --adapter my_backend.py:MyAdapter     your own adapter
   gradproof replay gradproof-failures/SPEC.json --adapter torch
+  gradproof prove gelu                                  is the reference right? without any framework
   gradproof walk tanh_2_3_1 --adapter torch             one sweep of backpropagation, layer by layer
 """
 DTYPE_HELP = f"{', '.join(VALID_DTYPES)}; repeatable (default: {' and '.join(DTYPES)})"
@@ -106,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_check(commands)
     _add_layers(commands)
+    _add_prove(commands)
     _add_replay(commands)
     _add_walk(commands)
     return parser
@@ -236,6 +240,14 @@ def _add_layers(commands: Any) -> None:
     parser.add_argument("--markdown", action="store_true", help="one row per family, as the README has it")
 
 
+def _add_prove(commands: Any) -> None:
+    text = (
+        "Prove that a layer's hand-written backward pass is the derivative of its forward pass, without any framework."
+    )
+    parser = _command(commands, "prove", _prove, text)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="layers (default: all)")
+
+
 def _add_replay(commands: Any) -> None:
     parser = _command(commands, "replay", _replay, "Run one written network again and show its per-layer diff.")
     parser.add_argument("spec", metavar="SPEC.json", type=Path, help="a spec that check wrote")
@@ -341,6 +353,15 @@ def _layers(options: argparse.Namespace) -> int:
     else:
         OutputConsole().show(layers_table(adapters, classes))
     return AGREEMENT
+
+
+def _prove(options: argparse.Namespace) -> int:
+    require_known("layer", options.names, LAYERS)
+    names = list(dict.fromkeys(options.names or LAYERS))
+    proofs = [prove(LAYERS[name]) for name in tracked(names, len(names), "layers")]
+    _write_json(options.json, {"schema": SCHEMA, "layers": [asdict(each) for each in proofs]})
+    OutputConsole().show(proofs_text(proofs))
+    return AGREEMENT if all(each.holds for each in proofs) else DISAGREEMENT
 
 
 def _classes(adapters: Mapping[str, Adapter | str], dtype: str) -> dict[str, dict[str, str]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradproof.run.proof import Proof
 from gradproof.run.results import TOO_LITTLE, Report, Tally
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.rows import Row, rows
@@ -314,3 +315,25 @@ def conventions_table(conventions: Mapping[str, Mapping[str, Mapping[str, Mappin
     for (layer, kink), weights in chosen.items():
         _add_row(table, (layer, kink, *(weights.get(column, "?") for column in columns)))
     return table
+
+
+SHOWN_REFUTATIONS = 5
+"""Of one layer; the others are counted."""
+
+
+def proofs_text(proofs: Sequence[Proof]) -> str:
+    """One line for every layer that is proven, and how the others are not."""
+    lines: list[str] = []
+    for each in proofs:
+        if each.holds:
+            lines.append(f"{each.layer}: proven, {each.checks} checks on {_count(each.cases, 'case', 'cases')}")
+            continue
+        wrong = len(each.refutations)
+        lines.append(
+            f"{each.layer}: NOT PROVEN, {wrong} of {each.checks} checks on {_count(each.cases, 'case', 'cases')}"
+        )
+        lines += [f"  {one.case}: {one.check}: {one.message}" for one in each.refutations[:SHOWN_REFUTATIONS]]
+        if wrong > SHOWN_REFUTATIONS:
+            lines.append(f"  ... and {wrong - SHOWN_REFUTATIONS} more")
+    holding = sum(each.holds for each in proofs)
+    return "\n".join([*lines, "", f"{holding} of {_count(len(proofs), 'layer', 'layers')} proven"])
