@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gradproof.run.check import replay as replay
     from gradproof.run.proof import prove as prove
     from gradproof.run.results import Report as Report
+    from gradproof.subject.own_layers import load_layers as load_layers
 
 __version__ = version("gradproof")
 
@@ -34,6 +35,7 @@ _HOMES = {
     "Forward": "model.adapter",
     "FunctionalAdapter": "adapters.functional",
     "LAYERS": "reference",
+    "load_layers": "subject.own_layers",
     "Layer": "model.layer",
     "Network": "model.network",
     "NumpyReference": "reference",

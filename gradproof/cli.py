@@ -31,6 +31,7 @@ from gradproof.show.layers import arithmetic_of, layers_markdown, layers_table, 
 from gradproof.show.progress import progress, tracked
 from gradproof.show.report import OutputConsole, conventions_table, diff, proofs_text, summary
 from gradproof.show.walk import render_walk, walk
+from gradproof.subject.own_layers import OwnLayersError, load_installed_layers, load_layers
 from gradproof.subject.registry import HOW_TO_OVERRIDE, adapter_names, load_adapter, load_adapters
 from gradproof.verdict.divergence import DivergenceError
 
@@ -49,7 +50,7 @@ AGREEMENT, DISAGREEMENT, USAGE, INTERRUPTED = ExitCode
 DEFAULT_ADAPTERS = ("torch", "jax")
 SHOWN_DIFFS = 5
 
-ERRORS = (AdapterError, UsageError, SpecError, DivergenceError, UnknownExampleError)
+ERRORS = (AdapterError, UsageError, SpecError, DivergenceError, UnknownExampleError, OwnLayersError)
 
 EXAMPLES_OF_USE = """\
 examples:
@@ -70,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if getattr(options, "jax_cache", None):
         os.environ[JAX_CACHE_VARIABLE] = options.jax_cache
     try:
+        load_installed_layers()
+        for each in options.own_layers:
+            load_layers(each)
         _require_writable(options.json)
         command: Callable[[argparse.Namespace], int] = options.command
         with _terminated_as_interrupted():
@@ -119,6 +123,15 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=run)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
+    parser.add_argument(
+        "--layers",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        dest="own_layers",
+        help="layers of yours, LAYERS = (Layer(...), ...), and rows for them, ROWS = {adapter: {layer: function}}; "
+        "repeatable",
+    )
     parser.add_argument(
         "--jax-cache",
         metavar="DIRECTORY",

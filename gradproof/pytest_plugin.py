@@ -43,6 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"random networks per adapter and dtype (default {DEFAULT_NETWORKS})",
     )
     group.addoption(
+        "--gradproof-layers", action="append", metavar="FILE.py", help="layers of yours, and rows for them; repeatable"
+    )
+    group.addoption(
         "--gradproof-strict",
         action="store_true",
         help="let an honest algorithm that loses digits disagree too",
@@ -72,9 +75,21 @@ def pytest_configure(config: pytest.Config) -> None:
     networks = config.getoption("--gradproof-networks")
     if networks is not None and networks < 1:
         raise pytest.UsageError(f"--gradproof-networks: expected an integer of at least 1, got {networks}")
+    if config.getoption("--gradproof-layers"):
+        _load_own_layers(config.getoption("--gradproof-layers"))
     named = any(config.getoption(name) for name in ("--gradproof-adapter", "--gradproof-dtype", "--gradproof-layer"))
     if named or config.getoption("--gradproof-arithmetic") != "every":
         _require_known_names(config)
+
+
+def _load_own_layers(files: Sequence[str]) -> None:
+    from gradproof.subject.own_layers import OwnLayersError, load_layers
+
+    try:
+        for each in files:
+            load_layers(each)
+    except OwnLayersError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _require_known_names(config: pytest.Config) -> None:

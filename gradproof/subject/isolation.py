@@ -42,6 +42,7 @@ from gradproof.model.network import Network
 from gradproof.model.options import Options, Shape
 from gradproof.subject.ancestry import Ancestor
 from gradproof.subject.messages import Answer, Loaded, Raised, pickled
+from gradproof.subject.own_layers import loaded_layers
 from gradproof.subject.registry import load_adapter
 from gradproof.subject.watch import Remark, Remarking
 
@@ -199,7 +200,7 @@ class Isolated(Remarking):
     def _start(self) -> Loaded:
         child = _Child(self._directory, self._memory)
         try:
-            loaded: Loaded = _answer(child.ask(((), "load", (self._request,)), SECONDS_TO_LOAD))
+            loaded: Loaded = _answer(child.ask(((), "load", (self._request, loaded_layers())), SECONDS_TO_LOAD))
         except AdapterError:
             child.kill()
             raise

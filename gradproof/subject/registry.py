@@ -16,6 +16,8 @@ from typing import Any
 
 from gradproof.model.adapter import Adapter, AdapterError, told
 from gradproof.reference import LAYERS
+from gradproof.subject.modules import module_from_file
+from gradproof.subject.own_layers import give_own_rows
 
 GROUP = "gradproof.adapters"
 HOW_TO_ADD = "package.module:Class or path/to/file.py:Class"
@@ -43,6 +45,7 @@ def load_adapters(names: Iterable[str | Adapter], load: Callable[[str], Adapter]
     adapters: dict[str, Adapter] = {}
     for each in dict.fromkeys(names):
         adapter = (load or load_adapter)(each) if isinstance(each, str) else each
+        give_own_rows(adapter)
         if any(adapter.name == other.name for other in adapters.values()):
             raise AdapterError(f"two of the adapters are named {adapter.name!r}; give each a name of its own")
         adapters[each if isinstance(each, str) else adapter.name] = adapter
@@ -60,6 +63,7 @@ def load_adapter(name: str) -> Adapter:
     """
     request = parsed(name)
     adapter = _instance(_factory(request.name), request.name, request.options)
+    give_own_rows(adapter)
     return _overridden(adapter, request.overrides) if request.overrides else adapter
 
 
@@ -165,19 +169,10 @@ def _module(name: str) -> Any:
 def _module_from_file(path: Path) -> Any:
     if not path.is_file():
         raise AdapterError(f"no file {str(path)!r}; expected {HOW_TO_ADD}")
-    # A name of its own, so that it hides no module and no other file of the same name.
-    name = f"gradproof adapter file {path.resolve()}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        return module_from_file(path)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
         raise AdapterError(f"{path} cannot be imported: {told(error)}") from error
-    return module
 
 
 def _instance(factory: Any, name: str, options: Mapping[str, str]) -> Adapter:

@@ -28,6 +28,7 @@ from gradproof.model.network import Network
 from gradproof.model.options import Options, Shape
 from gradproof.subject.ancestry import ancestry
 from gradproof.subject.messages import Answer, Loaded, Raised, passed_on
+from gradproof.subject.own_layers import load_layers
 from gradproof.subject.registry import load_adapter
 from gradproof.subject.watch import Watched
 
@@ -91,8 +92,10 @@ class _Server:
             raised = Raised(RelayedError, told_where(error))
         return pickle.dumps(raised)
 
-    def load(self, request: str) -> Loaded | Raised:
+    def load(self, request: str, layers: tuple[str, ...]) -> Loaded | Raised:
         try:
+            for each in layers:
+                load_layers(each)
             self._adapter = load_adapter(request)
         except AdapterError as error:
             return Raised(AdapterError, str(error))

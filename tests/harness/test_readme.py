@@ -99,7 +99,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def add_the_activation(checkout: Path) -> None:
-    pair, row, torch_row, jax_row = blocks("python", "Add an activation")
+    pair, row, torch_row, jax_row = blocks("python", "Add a built-in activation")
     package = checkout / "gradproof"
     source = (package / "reference" / "activations.py").read_text().rstrip()
     assert source.endswith("\n)")
@@ -110,7 +110,7 @@ def add_the_activation(checkout: Path) -> None:
 
 
 def test_adding_an_activation_takes_few_lines() -> None:
-    pair, row, *adapter_rows = blocks("python", "Add an activation")
+    pair, row, *adapter_rows = blocks("python", "Add a built-in activation")
     assert len(code_lines(pair) + code_lines(row)) <= MOST_LINES_IN_REFERENCE
     assert [len(code_lines(each)) for each in adapter_rows] == [1, 1]
 
@@ -118,7 +118,7 @@ def test_adding_an_activation_takes_few_lines() -> None:
 @pytest.mark.parametrize("adapter", ["torch", "jax"])
 def test_the_added_activation_agrees(checkout: Path, adapter: str) -> None:
     pytest.importorskip(adapter, reason=f"needs pip install 'gradproof[{adapter}]'")
-    (name,) = re.findall(r"def (\w+)_forward", README)
+    (name,) = re.findall(r"def (\w+)_forward", blocks("python", "Add a built-in activation")[0])
     assert name not in LAYERS
     add_the_activation(checkout)
     options = ("--layer", name, "--networks", "10", "--seed", "1", "--max-nodes", "2", "--json", "report.json")
@@ -138,3 +138,53 @@ def test_a_wrong_added_activation_is_found(checkout: Path) -> None:
     result = run("-m", "gradproof", "check", "--adapter", "torch", *options, cwd=checkout, PYTHONPATH=str(checkout))
     assert result.returncode == 1
     assert "gaussian (node" in result.stdout
+
+
+# A layer of one's own, in one file outside the checkout.
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    (text,) = blocks("python", "Add a layer of yours")
+    (tmp_path / "gaussian.py").write_text(text)
+    return tmp_path
+
+
+def of_own(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("-m", "gradproof", *arguments, "--layers", "gaussian.py", cwd=directory)
+
+
+def test_a_layer_of_ones_own_is_proven_and_listed(own_file: Path) -> None:
+    proven = of_own(own_file, "prove", "gaussian")
+    assert (proven.returncode, proven.stdout.splitlines()[-1]) == (0, "1 of 1 layer proven"), proven.stderr
+    page = of_own(own_file, "layers", "gaussian", "--adapter", "reference").stdout
+    assert "f(x) = exp(-x^2)." in page
+    assert "gaussian " in of_own(own_file, "layers", "--adapter", "reference").stdout
+    (own_file / "gaussian.py").write_text((own_file / "gaussian.py").read_text().replace("* -2.0 * x", "* 2.0 * x"))
+    assert of_own(own_file, "prove", "gaussian").returncode == 1
+
+
+@pytest.mark.parametrize("adapter", ["torch", "jax"])
+def test_a_layer_of_ones_own_agrees_in_processes_of_their_own(own_file: Path, adapter: str) -> None:
+    pytest.importorskip(adapter, reason=f"needs pip install 'gradproof[{adapter}]'")
+    options = ("--adapter", adapter, "--layer", "gaussian", "--networks", "6", "--seed", "1", "--max-nodes", "2")
+    done = of_own(own_file, "check", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^gaussian +6 +6$", done.stdout, re.MULTILINE)
+
+
+def test_a_mistake_in_a_row_of_ones_own_is_caught_and_blamed(own_file: Path) -> None:
+    pytest.importorskip("torch", reason="needs pip install 'gradproof[torch]'")
+    text = (own_file / "gaussian.py").read_text()
+    assert text.count("torch.exp(-x * x)") == 1
+    (own_file / "gaussian.py").write_text(text.replace("torch.exp(-x * x)", "torch.exp(-x * x.detach())"))
+    options = ("--adapter", "torch", "--layer", "gaussian", "--networks", "20", "--seed", "1", "-x")
+    done = of_own(own_file, "check", *options, "--json", "report.json")
+    assert done.returncode == 1
+    assert "gaussian (node" in done.stdout
+    report = json.loads((own_file / "report.json").read_text())
+    culprits = [each for each in report["disagreements"] if each["culprit"]]
+    assert {each["layer"] for each in culprits} == {"gaussian"}
+    assert {each["cause"] for each in culprits} == {"the factor 2: off by one half"} or all(
+        each["cause"] for each in culprits
+    )
