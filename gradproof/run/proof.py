@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ def check_structure(case: ProofCase) -> None:
     require(set(gradients) == set(case.differentiable), f"gradients of {sorted(gradients)}")
     for name, shape in case.differentiable.items():
         got = np.asarray(gradients[name])
-        require((got.shape, got.dtype) == (shape, np.float64), f"{name}: {got.dtype} of shape {got.shape}, not {shape}")
+        require(
+            got.shape == shape and got.dtype == np.float64, f"{name}: {got.dtype} of shape {got.shape}, not {shape}"
+        )
 
 
 @dataclass(frozen=True)
@@ -316,9 +319,9 @@ def checks_of(case: ProofCase) -> dict[str, Callable[[ProofCase], None]]:
     checks = dict(CHECKS)
     for kink in case.layer.kinks:
         if kink.ties:
-            checks[f"ties, {kink.name}"] = lambda case, kink=kink: check_ties(case, kink)
+            checks[f"ties, {kink.name}"] = partial(check_ties, kink=kink)
         elif case.shows(kink):
-            checks[f"kink, {kink.name}"] = lambda case, kink=kink: check_kink(case, kink)
+            checks[f"kink, {kink.name}"] = partial(check_kink, kink=kink)
     return checks
 
 

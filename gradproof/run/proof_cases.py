@@ -190,7 +190,8 @@ def telling_share(every: Sequence[ProofCase], count: int) -> list[ProofCase]:
         return list(every)
     order = np.random.default_rng(zlib.crc32(every[0].layer.name.encode())).permutation(len(every))
     seen: set[object] = set()
-    telling, others = [], []
+    telling: list[ProofCase] = []
+    others: list[ProofCase] = []
     for case in (every[i] for i in order):
         shown = {*case.options, *enumerate(case.shapes), (len(case.shapes), len(case.parameters))}
         (others if shown <= seen else telling).append(case)

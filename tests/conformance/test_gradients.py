@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from gradproof.draw.architectures import ARCHITECTURES, drawn_architectures, layers_of
-from gradproof.draw.drawing import BACKEND, Drawn, drawn_networks
+from gradproof.draw.drawing import Drawn, drawn_networks
 from gradproof.draw.examples import EXAMPLES
+from gradproof.draw.hypothesis_internals import BACKEND
 from gradproof.model.spec import save_case
 from gradproof.pytest_plugin import Target
 from gradproof.run.check import FAILURE_DIRECTORY, Run

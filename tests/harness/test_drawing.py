@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gradproof.draw.drawing import (
-    BACKEND,
     EDGES,
     MAX_ELEMENTS,
     MAX_NODES,
@@ -29,6 +28,7 @@ from gradproof.draw.drawing import (
     drawn_networks,
     networks,
 )
+from gradproof.draw.hypothesis_internals import BACKEND
 from gradproof.model.adapter import Adapter
 from gradproof.model.case import Case
 from gradproof.model.dtypes import DTYPES
