@@ -17,7 +17,7 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-import gradproof.verdict.examination
+import gradproof.verdict.judging
 from gradproof.adapters.jax import JaxAdapter
 from gradproof.adapters.torch import TorchAdapter
 from gradproof.draw.drawing import Drawn, draw_each
@@ -63,7 +63,7 @@ def instrumented(watch: Stopwatch) -> Iterator[None]:
         (TorchAdapter, "backward", "torch"),
         (JaxAdapter, "forward", "jax"),
         (JaxAdapter, "backward", "jax"),
-        (gradproof.verdict.examination, "judge", "comparison"),
+        (gradproof.verdict.judging, "judge", "comparison"),
     )
     watch.seconds |= dict.fromkeys((name for _, _, name in parts), 0.0)
     patches = [patch.object(owner, name, watch.timed(part, getattr(owner, name))) for owner, name, part in parts]

@@ -262,14 +262,20 @@ def warnings(report: Report) -> list[str]:
             lines.append(f"{adapter} {dtype}: verified too little: {share}")
         if tally.unsupported:
             left_out = _count(tally.unsupported.total(), "network", "networks")
-            layers = ", ".join(dict.fromkeys(tally.unsupported))
-            lines.append(f"{adapter} {dtype}: {left_out} not run, for it lacks one of their layers: {layers}")
+            layers = [layer for layer, _ in tally.unsupported.most_common()]
+            more = ", ..." if len(layers) > SHOWN_LAYERS else ""
+            told = ", ".join(layers[:SHOWN_LAYERS]) + more
+            lines.append(f"{adapter} {dtype}: {left_out} not run, for it lacks one of their layers: {told}")
         if not tally.networks:
             lines.append(f"{adapter} {dtype}: no network was examined")
     lines += [f"known: {line}" for line in _known_counts(report)]
     lines += [f"accuracy: {line}" for line in _accuracy_counts(report)]
     lines += [f"arithmetic: {line}" for line in _classes(report)]
     return lines
+
+
+SHOWN_LAYERS = 8
+"""Layers that an adapter lacks, those of the most networks first."""
 
 
 def _accuracy_counts(report: Report) -> list[str]:

@@ -26,7 +26,7 @@ from rich.console import Console
 
 import gradproof.adapters
 import gradproof.reference
-from gradproof.model.adapter import AdapterError
+from gradproof.model.adapter import JAX_CACHE_VARIABLE, AdapterError
 from gradproof.model.dtypes import VALID_DTYPES
 from gradproof.run.check import Run, UsageError, require_known
 from gradproof.show.progress import progress
@@ -42,6 +42,7 @@ TRIES = 2
 """How often a chunk is begun before it is given up, where its process dies."""
 
 QUICK_TO_COMPILE = {
+    JAX_CACHE_VARIABLE: "off",
     "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
     "--xla_cpu_multi_thread_eigen=false",

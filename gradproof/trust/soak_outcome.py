@@ -23,7 +23,7 @@ CHUNK = 100
 Key = tuple[str, str, str]
 """Adapter, dtype, layer."""
 
-ADAPTERS = ("torch", "jax[jit=network,cache=off]")
+ADAPTERS = ("torch", "jax[jit=network]")
 
 DRAWS = 4
 """Sets of numbers tried on each graph: JAX compiles once for all of them, and that is what a soak pays for."""

@@ -133,7 +133,7 @@ def signed_roundings(
     """The error of every element in roundings of the result, positive where its magnitude is too large.
 
     near: count the noise floor to a rounding, for numbers that hardly differ are rounded to the same side all the way.
-    NaN where noise, or the error, is more than a small share of the number, as where numbers cancel.
+    NaN where noise is more than a small share of the number, or the error more than all of it, as where numbers cancel.
     """
     comparison = _Comparison(statement, np.asarray(got, np.float64), dtype)
     floor = statement.floor(FEW_RUNS, arithmetics, algorithms)
@@ -141,8 +141,9 @@ def signed_roundings(
         signs = np.sign(comparison.got - statement.expected) * np.where(statement.expected < 0.0, -1.0, 1.0)
         rounding = comparison.rounding + (floor.spread if near else 0.0)
         signed = np.where(comparison.error == 0.0, 0.0, signs * comparison.error / rounding)
-        small = SMALL_SHARE * np.abs(statement.expected)
-        return np.where(floor.lost | (floor.spread > small) | (comparison.error > small), np.nan, signed)
+        size = np.abs(statement.expected)
+        masked = floor.lost | (floor.spread > SMALL_SHARE * size) | (comparison.error >= size)
+        return np.where(masked, np.nan, signed)
 
 
 def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> tuple[str, str, str] | None:

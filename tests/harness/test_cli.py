@@ -594,7 +594,7 @@ def test_what_an_adapter_lacks_is_told(gradproof: Command) -> None:
     result = check(gradproof, "Small", "--networks", "12", "--json", "report.json")
     unsupported = 12 - int(tally(result, "small")[0])
     assert unsupported > 0
-    assert f"small float64: {unsupported} networks not run, for it lacks one of their layers" in result.lines
+    assert f"small float64: {unsupported} networks not run, for it lacks one of their layers: " in result.out
     assert valid_json("report.json")["unsupported"] == {"small": {"float64": unsupported}}
 
 

@@ -535,7 +535,7 @@ def test_warning_of_layers_that_an_adapter_lacks(networks: int, said: str) -> No
     run.examine_case(gated())
     for _ in range(networks):
         assert run.examine_case(chain()) == []
-    assert warnings(run.report) == [f"mine float64: {said} not run, for it lacks one of their layers"]
+    assert warnings(run.report) == [f"mine float64: {said} not run, for it lacks one of their layers: tanh"]
 
 
 def test_warning_where_nothing_was_examined() -> None:
