@@ -18,7 +18,7 @@ from gradproof.reference.algorithms import ALGORITHMS, algorithms_of
 from gradproof.reference.walk import Conventions
 from gradproof.subject.watch import Remark
 from gradproof.verdict.agreement import Evidence, TensorCheck, judge, unknown
-from gradproof.verdict.arithmetic import Classes
+from gradproof.verdict.arithmetic import HOPELESS, Classes
 from gradproof.verdict.diagnosis import Observation
 from gradproof.verdict.divergence import Divergence
 from gradproof.verdict.equations import EVERY, STORED, Arithmetic, Equations, Statement
@@ -216,7 +216,7 @@ def _by_algorithm(
     for equation, _ in statement.parts:
         node = equation.node
         for each in algorithms_of(node.layer.name):
-            other = judge(statement, got, dtype, classes, {node.name: each})
+            other = judge(statement, got, dtype, classes, {node.name: each}, HOPELESS)
             if not other.kind:
                 fitting.append((node.layer.name, each.name))
             elif not (fitting or subject.strict):
