@@ -56,6 +56,8 @@ from gradproof.reference.other_layers import (
     recurrent_by_quotient,
     reduce_norm_by_powers,
     reduce_norm_by_powers_backward,
+    reduce_std_dividing_first,
+    reduce_std_dividing_first_backward,
     reduce_var_by_moments,
     rows_of_output,
     selu_by_exp,
@@ -156,6 +158,7 @@ FROM_VALUES = "s (1 - s) of s(x) and s(-x)"
 BY_RSQRT = "v / sqrt(v . v), derived term by term"
 POWERS = "(sum |x|^p)^(1/p)"
 RESCALED = "s |x / s|"
+DIVIDED = "(g / (n s)) (x - m)"
 BY_POWER = "g x d^(-beta - 1)"
 TANH_QUOTIENT = "a quotient for tanh(x)"
 QUOTIENT = "x - tanh(x) with a quotient for tanh(x), 1 - (1 - tanh(x)^2)"
@@ -193,6 +196,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "group_norm": _normalizations(group_norm_forward, group_norm_backward),
     "instance_norm": _normalizations(instance_norm_forward, group_norm_backward),
     "reduce_var": (Algorithm(MOMENTS, (reduce_var_by_moments, reduce_var_backward), in_order=True),),
+    "reduce_std": (Algorithm(DIVIDED, (reduce_std_dividing_first, reduce_std_dividing_first_backward)),),
     "reduce_norm": (Algorithm(POWERS, (reduce_norm_by_powers, reduce_norm_by_powers_backward), one_sided=True),),
     "lp_pool": (
         Algorithm(POWERS, (lp_pool_by_powers, lp_pool_by_powers_backward), one_sided=True),

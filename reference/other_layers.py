@@ -35,10 +35,12 @@ from gradproof.reference.recurrent import (
     unrolled,
 )
 from gradproof.reference.reductions import (
+    deviations,
     kept,
     located,
     reduce_norm_backward,
     reduce_norm_forward,
+    reduce_std_forward,
     reduce_var_forward,
     squeezed,
 )
@@ -109,6 +111,18 @@ def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdim
 
 
 # The direction's length as it stands in its derivative, whose terms leave the range long before the gradient does.
+
+
+def reduce_std_dividing_first(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Any]:
+    """out = sqrt(sum of (x - m)^2 / (n - ddof)), as the textbook's."""
+    out, (*_, divisor, where) = reduce_std_forward(x, axes=axes, ddof=ddof, keepdims=keepdims)
+    return out, (deviations(x, axes), kept(out, where), divisor, where)
+
+
+def reduce_std_dividing_first_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+    """dx = (dout / ((n - ddof) out)) (x - m), whose first factor may be subnormal."""
+    centred, std, divisor, where = cache
+    return {"x": kept(dout, where) / (divisor * np.where(std == 0, 1.0, std)) * centred}
 
 
 def weight_norm_by_rsqrt(x: Array, direction: Array, magnitude: Array, bias: Array | None = None) -> tuple[Array, Any]:

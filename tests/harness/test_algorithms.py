@@ -29,7 +29,15 @@ EACH = pytest.mark.parametrize(("layer", "algorithm"), PAIRS, ids=[f"{layer}: {e
 
 RARE = (
     *("scaled_dot_product_attention", "multi_head_attention", "batch_norm", "group_norm", "instance_norm"),
-    *("reduce_norm", "lp_pool", "bce_with_logits", "multilabel_soft_margin", "sigmoid_focal", "weight_norm"),
+    *(
+        "reduce_norm",
+        "reduce_std",
+        "lp_pool",
+        "bce_with_logits",
+        "multilabel_soft_margin",
+        "sigmoid_focal",
+        "weight_norm",
+    ),
     *("tanh", "rnn_tanh", "gru", "lstm", "local_response_norm"),
 )
 """Layers whose algorithms lose digits in few of the drawn networks."""
