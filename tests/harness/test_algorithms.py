@@ -184,15 +184,23 @@ def test_a_tanh_that_is_some_units_off_near_1_loses_digits_of_its_derivative(rou
     assert examine(Subject(adapter, {}), case).agrees is (kind == "accuracy")
 
 
-def test_a_norm_of_scaled_numbers_loses_the_digits_of_a_small_incoming_gradient() -> None:
-    """The gradient g of |x| times s = 1e-12 is subnormal in float32 for g = 1e-28."""
-    layer = LAYERS["lp_pool"]
-    *_, algorithm = ALGORITHMS["lp_pool"]
-    case = one_node(layer, {"p": 2, "kernel": 2, "stride": 1}, {"x": [[[3e-12, 4e-12, 5e-12]]]}, "float32")
-    case = replace(case, cotangent=(1e-32 * case.cotangent.astype(float)).astype("float32"))
-    found = examine(Subject(NumpyReference(rows={"lp_pool": algorithm.row}), {}), case)
+@pytest.mark.parametrize(
+    ("layer", "options", "x", "incoming"),
+    [
+        ("lp_pool", {"p": 2, "kernel": 2, "stride": 1}, [[[3e-12, 4e-12, 5e-12]]], 1e-32),
+        ("reduce_std", {"axes": (0,)}, [3e14, -4e14, 5e14], 1e-28),
+    ],
+)
+def test_the_digits_of_a_small_incoming_gradient_are_lost_where_it_is_scaled_first(
+    layer: str, options: Options, x: Any, incoming: float
+) -> None:
+    """It is subnormal in float32 times 1e-12, or over 1e14."""
+    *_, algorithm = ALGORITHMS[layer]
+    case = one_node(LAYERS[layer], options, {"x": x}, "float32")
+    case = replace(case, cotangent=(incoming * case.cotangent.astype(float)).astype("float32"))
+    found = examine(Subject(NumpyReference(rows={layer: algorithm.row}), {}), case)
     assert found.agrees
-    assert {("lp_pool", algorithm.name)} == set(found.accuracy)
+    assert {(layer, algorithm.name)} == set(found.accuracy)
 
 
 NEAR_ZERO = {"x": [1e-3, -2e-3, 1e-4]}
