@@ -111,9 +111,14 @@ def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str, shap
 def asked(adapter: Adapter, layer: Layer, options: Options, dtype: str, shapes: Sequence[Shape]) -> bool | str:
     """The same; what the adapter raises passes."""
     supports: Callable[..., Any] = adapter.supports
-    sees_shapes = len(inspect.signature(supports).parameters) > 3
-    answer = supports(layer, options, dtype, tuple(shapes)) if sees_shapes else supports(layer, options, dtype)
+    given = (layer, options, dtype, tuple(shapes)) if sees_shapes(adapter) else (layer, options, dtype)
+    answer = supports(*given)
     return answer if isinstance(answer, str) else bool(answer)
+
+
+def sees_shapes(adapter: Adapter) -> bool:
+    """Whether what the adapter supports may hang on the shapes of a layer's inputs."""
+    return len(inspect.signature(adapter.supports).parameters) > 3
 
 
 def told(error: BaseException) -> str:

@@ -135,12 +135,14 @@ class Isolated(Remarking):
         self._version: str = loaded.version
         self.ancestry: tuple[Ancestor, ...] = loaded.ancestry
         self.fused: bool = loaded.fused
+        self._sees_shapes = loaded.sees_shapes
 
     def version(self) -> str:
         return self._version
 
     def supports(self, layer: Layer, options: Options, dtype: str, shapes: tuple[Shape, ...] = ()) -> bool | str:
         """What the child says, asked once for each."""
+        shapes = shapes if self._sees_shapes else ()
         asked = (layer.name, tuple(options.items()), dtype, shapes)
         if asked not in self._supports:
             with off_the_clock():

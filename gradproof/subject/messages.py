@@ -39,6 +39,7 @@ class Loaded:
     version: str
     ancestry: tuple[Ancestor, ...]
     fused: bool
+    sees_shapes: bool
 
 
 @dataclass(frozen=True)

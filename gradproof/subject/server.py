@@ -21,6 +21,7 @@ from gradproof.model.adapter import (
     RelayedError,
     RelayedMemoryError,
     asked,
+    sees_shapes,
     told_where,
 )
 from gradproof.model.layer import Layer
@@ -100,7 +101,8 @@ class _Server:
         except AdapterError as error:
             return Raised(AdapterError, str(error))
         fused = bool(getattr(self._adapter, "fused", False))
-        return Loaded(self._adapter.name, self._adapter.version(), ancestry(self._adapter), fused)
+        shapes = sees_shapes(self._adapter)
+        return Loaded(self._adapter.name, self._adapter.version(), ancestry(self._adapter), fused, shapes)
 
     def supports(self, layer: Layer, options: Options, dtype: str, shapes: tuple[Shape, ...]) -> bool | str:
         return asked(self._adapter, layer, options, dtype, shapes)
