@@ -97,16 +97,18 @@ def _require_known_names(config: pytest.Config) -> None:
     from gradproof.model.dtypes import VALID_DTYPES
     from gradproof.reference import LAYERS
     from gradproof.run.check import UsageError, require_known
+    from gradproof.subject.own_layers import OwnLayersError, load_installed_layers
     from gradproof.subject.registry import load_adapter
     from gradproof.verdict.equations import ARITHMETICS
 
     try:
+        load_installed_layers()
         require_known("dtype", config.getoption("--gradproof-dtype") or (), VALID_DTYPES)
         require_known("layer", config.getoption("--gradproof-layer") or (), LAYERS)
         require_known("arithmetic", [config.getoption("--gradproof-arithmetic")], ARITHMETICS)
         for name in config.getoption("--gradproof-adapter") or ():
             load_adapter(name)
-    except (AdapterError, UsageError) as error:
+    except (AdapterError, OwnLayersError, UsageError) as error:
         raise pytest.UsageError(str(error)) from None
 
 
@@ -142,8 +144,10 @@ def gradproof_run(request: pytest.FixtureRequest, target: Target) -> Iterator[Ru
     """
     from gradproof.model.adapter import AdapterError
     from gradproof.run.check import Run
+    from gradproof.subject.own_layers import load_installed_layers
     from gradproof.subject.registry import load_adapter
 
+    load_installed_layers()
     try:
         adapter = load_adapter(target.adapter)
     except AdapterError as error:

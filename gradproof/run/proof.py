@@ -303,7 +303,8 @@ class Proof:
 
     @property
     def holds(self) -> bool:
-        return not self.refutations
+        """A layer that no case fits is not proven."""
+        return self.cases > 0 and not self.refutations
 
 
 def prove(layer: Layer) -> Proof:

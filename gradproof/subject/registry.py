@@ -134,12 +134,12 @@ def _factory(name: str) -> Any:
 
 def describe_adapter(name: str) -> str:
     """Its name and version, as far as they can be told without importing a framework."""
-    plain = parsed(name).name
-    if plain not in BUILT_IN or parsed(name).overrides:
+    request = parsed(name)
+    if request.name not in BUILT_IN or request.overrides:
         adapter = load_adapter(name)
         return f"{adapter.name} {adapter.version()}"
     try:
-        return f"{name} {version(BUILT_IN[plain])}"
+        return f"{name} {version(BUILT_IN[request.name])}"
     except PackageNotFoundError:
         return f"{name} not installed"
 

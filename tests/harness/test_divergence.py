@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -758,6 +759,10 @@ OVERFLOWING = [
         for argument, here in (("x", {"target": 0.0}), ("target", {"x": 0.0}))
     ),
     *(
+        (name, "squared_hinge", NONE, "x", {"x": -41000.0, "target": 1.0}, {"x": -100.0, "target": 1.0}, 0.1, 0.1)
+        for name in ("torch", "jax")
+    ),
+    *(
         (name, "mse", NONE, argument, {**here, argument: 40000.0}, {**here, argument: 100.0}, 0.1, 0.1)
         for name in ("torch", "jax")
         for argument, here in (("x", {"target": 0.0}), ("target", {"x": 0.0}))
@@ -808,6 +813,47 @@ def test_an_overflow_on_the_way_excuses_what_is_not_finite_where_it_can_occur(
     ):
         assert not found(spoil, numbers, factor).agrees
         assert not found(spoil, numbers, factor).known
+
+
+RANGE = {"float32": 1e20, "float64": 1e160}
+WINDOWS = {"x": [[[3.0, 4.0, 2.0]]]}
+NEAR: Mapping[str, Any] = {"anchor": [[0.5, 2.0]], "positive": [[3.0, 0.5]], "negative": [[0.5, 1.5]]}
+BESIDE: list[tuple[str, str, Options, str, str, Mapping[str, Any]]] = [
+    *(
+        ("torch", "lp_pool", {"p": p, "stride": s}, d, "x", WINDOWS)
+        for p in (1, 2, 3)
+        for s in (1, 2, 3)
+        for d in RANGE
+    ),
+    *(("jax", "reduce_prod", {}, d, "x", {"x": [3.0, -0.5, 2.0, 1.5]}) for d in RANGE),
+    *(("jax", "reduce_prod", {}, d, "x", {"x": [2.0, RANGE[d], 0.5, 3.0]}) for d in RANGE),
+    *(
+        ("jax", "ctc", {}, d, "logits", {"logits": [[[x, 0.5, 2.0]]], "target_lengths": 1})
+        for d in RANGE
+        for x in (1, 9)
+    ),
+    *(("jax", "triplet_margin", {"p": 2.0}, "float32", argument, NEAR) for argument in ("anchor", "positive")),
+]
+"""Framework, layer, options, dtype, argument, and numbers at which no entry of the layer holds."""
+
+
+@pytest.mark.parametrize(("name", "layer", "options", "dtype", "argument", "numbers"), BESIDE)
+@pytest.mark.parametrize("spoil", [nothing_but_nan, *(partial(np.multiply, f) for f in (0.0, -1.0, 1.25))])
+def test_beside_an_entry_no_fault_is_excused(
+    name: str,
+    layer: str,
+    options: Options,
+    dtype: str,
+    argument: str,
+    numbers: Mapping[str, Any],
+    spoil: Callable[[Array], Array],
+) -> None:
+    entries = tuple(e for e in built_in(name) if e.layer == layer and e.applies(VERSIONS[name], dtype))
+    assert entries
+    case = one_node(LAYERS[layer], LAYERS[layer].defaults | options, numbers, dtype)
+    found = examine(Subject(Spoiling(layer, argument, spoil), {}, entries), case)
+    assert not found.agrees
+    assert not found.known
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ def test_a_wrong_backward_function_is_refuted(change: Any, checks: set[str]) -> 
     assert all(each.case.startswith("tanh()") and each.message for each in proof.refutations)
 
 
+def test_a_layer_that_no_case_fits_is_not_proven() -> None:
+    proof = prove(replace(LAYERS["tanh"], ranks=(5, 5)))
+    assert (proof.cases, proof.refutations, proof.holds) == (0, (), False)
+
+
 def test_what_is_refuted_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LAYERS, "tanh", wrong("tanh", lambda g: {"x": 1.5 * g["x"]}))
     assert main(["prove", "tanh", "relu"]) == DISAGREEMENT
