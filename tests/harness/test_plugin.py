@@ -290,6 +290,42 @@ def test_a_missing_framework_that_was_asked_for_is_an_error(project: Path, witho
     )
 
 
+HALVE = """
+from gradproof import Layer
+
+def halve(x):
+    return 0.5 * x, None
+
+def halve_backward(dout, cache):
+    return {"x": 0.5 * dout}
+
+LAYERS = (Layer("halve", "activation", "activations", halve, halve_backward),)
+"""
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_layers_of_ones_own_are_drawn(project: Path, installed: bool) -> None:
+    """From a file that is named, or from an installed package, which needs no naming."""
+    (project / "halves.py").write_text(HALVE)
+    if installed:
+        (project / "halves-1.0.dist-info").mkdir()
+        (project / "halves-1.0.dist-info" / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: halves\nVersion: 1.0\n"
+        )
+        (project / "halves-1.0.dist-info" / "entry_points.txt").write_text("[gradproof.layers]\nhalves = halves\n")
+    named = () if installed else ("--gradproof-layers", "halves.py")
+    target = ("--gradproof-adapter", "reference", "--gradproof-dtype", "float64", "--gradproof-layer", "halve")
+    done = conformance(project, *target, *named, "--gradproof-networks", "3", "-k", RANDOM, path=str(project))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "float64: 3 networks, " in done.stdout
+
+
+def test_a_file_of_layers_that_is_missing_is_a_usage_error(project: Path) -> None:
+    done = conformance(project, "--gradproof-layers", "nowhere.py")
+    assert done.returncode == USAGE_ERROR
+    assert "nowhere.py'; expected a Python file" in done.stderr
+
+
 # Other people's suites.
 
 UNTOUCHED = """
