@@ -261,11 +261,6 @@ ARCHITECTURES: dict[str, Callable[[], Network]] = {
 }
 
 
-def layers_of(architectures: Sequence[str]) -> set[str]:
-    """The layers that these architectures are made of."""
-    return {node.layer.name for name in architectures for node in ARCHITECTURES[name]().nodes}
-
-
 def drawn_architectures(names: Sequence[str], count: int, seed: int) -> Iterator[Drawn]:
     """The architectures in turn, `count` in all, each with numbers of its own."""
     networks = {name: ARCHITECTURES[name]() for name in names}

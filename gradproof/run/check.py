@@ -6,11 +6,10 @@ import copy
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gradproof.draw.architectures import ARCHITECTURES, drawn_architectures, layers_of
+from gradproof.draw.architectures import ARCHITECTURES, drawn_architectures
 from gradproof.draw.drawing import MAX_NODES, Drawn, draw_each
 from gradproof.model.adapter import Adapter
 from gradproof.model.case import Case
@@ -25,7 +24,7 @@ from gradproof.verdict.equations import ARITHMETICS, EVERY
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject, probe
-from gradproof.verdict.kinks import probed_subject, stale_divergences
+from gradproof.verdict.kinks import applicable, probe_kinks, stale_divergences
 
 NETWORKS = 300
 TIMEOUT = 60.0
@@ -81,13 +80,12 @@ def check(
             raise _Enough
 
     try:
-        run.prepare(layers_of(architectures) if architectures else None)
-        if not (stop_at_first and run.report.disagreements):
-            if architectures:
-                for drawn in drawn_architectures(architectures, networks, run.report.seed):
-                    examine_one(drawn)
-            else:
-                draw_each(examine_one, networks, run.report.seed, layers, max_nodes)
+        run.prepare(layers)
+        if architectures:
+            for drawn in drawn_architectures(architectures, networks, run.report.seed):
+                examine_one(drawn)
+        else:
+            draw_each(examine_one, networks, run.report.seed, layers, max_nodes)
         run.conclude(looking)
     except _Enough:
         pass
@@ -152,31 +150,47 @@ class Run:
         self._timeout = timeout
         self._failures = failures
         self._subjects: dict[str, list[Subject]] = {}
+        self._answered_for = frozenset(LAYERS)
         self._evidence: dict[tuple[str, str], Evidence] = {}
         versions = {adapter.name: adapter.version() for adapter in self._adapters}
         requests = {adapter.name: request for request, adapter in adapters.items()}
         self.report = Report(seed, tuple(dtypes), versions, requests)
 
-    def prepare(self, layers: Collection[str] | None = None) -> list[Examination]:
-        """Probe every adapter's conventions and known divergences; returns what disagreed in doing so.
+    def prepare(self, layers: Collection[str] = ()) -> None:
+        """Make the adapters ready to be examined.
 
-        layers: probe these alone; all where None.
+        layers: those whose known divergences must still show, as their layers come to be probed; all where none.
         """
-        found = []
+        self._answered_for = frozenset(layers or LAYERS)
         for dtype in self.report.dtypes:
             self._subjects[dtype] = []
             for adapter in self._adapters:
-                subject, examinations = probed_subject(adapter, dtype, self._timeout, layers)
-                subject = replace(subject, strict=self._strict, demanded=self._arithmetic)
+                subject = Subject(
+                    adapter,
+                    {},
+                    applicable(adapter, dtype),
+                    self._timeout,
+                    strict=self._strict,
+                    demanded=self._arithmetic,
+                )
                 self._subjects[dtype].append(subject)
-                self.report.tallies[adapter.name, dtype] = Tally()
-                self.report.conventions.setdefault(adapter.name, {})[dtype] = {
-                    layer: dict(kinks) for layer, kinks in subject.conventions.items()
-                }
-                self.report.stale += [Stale(adapter.name, dtype, each) for each in stale_divergences(subject, dtype)]
-                for examination in examinations:
-                    self.record(examination)
-                found += examinations
+                self.report.tallies[subject.adapter.name, dtype] = Tally()
+                self.report.conventions.setdefault(subject.adapter.name, {})[dtype] = subject.conventions
+
+    def probe(self, layers: Collection[str] = LAYERS.keys()) -> list[Examination]:
+        """Probe the kinks and known divergences of these layers in every dtype; returns what disagreed in doing so."""
+        subjects = [(subject, dtype) for dtype, subjects in self._subjects.items() for subject in subjects]
+        return [each for subject, dtype in subjects for each in self._probe(subject, dtype, layers)]
+
+    def _probe(self, subject: Subject, dtype: str, layers: Collection[str]) -> list[Examination]:
+        """Probe the layers that have not been probed yet."""
+        new = set(layers) - subject.probed
+        subject.probed.update(new)
+        found = probe_kinks(subject, dtype, new)
+        for examination in found:
+            self.record(examination)
+        stale = stale_divergences(subject, dtype, new & self._answered_for)
+        self.report.stale += [Stale(subject.adapter.name, dtype, each) for each in stale]
         return found
 
     def afresh(self, seed: int) -> Run:
@@ -202,6 +216,7 @@ class Run:
             if lacking is not None:
                 tally.unsupported[lacking] += 1
                 continue
+            self._probe(subject, case.dtype, {node.layer.name for node in case.network.nodes})
             examination = examine(subject, case)
             tally.add(examination)
             self._gather(examination)
@@ -310,7 +325,7 @@ def replay(
     run = Run(loaded, [case.dtype], case.seed or 0, timeout, None, strict, arithmetic)
     started = time.monotonic()
     try:
-        run.prepare({node.layer.name for node in case.network.nodes})
+        run.prepare()
         run.examine_case(case)
     finally:
         run.close()

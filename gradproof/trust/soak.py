@@ -69,6 +69,7 @@ def _start(plan: Plan) -> None:
     _Worker.plan = plan
     _Worker.run = Run(load_adapters(plan.adapters), plan.dtypes, plan.seed, failures=plan.failures)
     _Worker.run.prepare()
+    _Worker.run.probe()
     stale = [f"{each.adapter} {each.dtype}: stale: {each.divergence.layer}" for each in _Worker.run.report.stale]
     _Worker.probed = Outcome(false_alarms=[*_alarms(_Worker.run), *stale])
 

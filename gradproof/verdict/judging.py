@@ -15,7 +15,6 @@ from gradproof.model.dtypes import HALF
 from gradproof.model.network import Network, Node
 from gradproof.reference import PRECISE, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, algorithms_of
-from gradproof.reference.walk import Conventions
 from gradproof.subject.watch import Remark
 from gradproof.verdict.agreement import Evidence, TensorCheck, judge, unknown
 from gradproof.verdict.arithmetic import HOPELESS, Classes
@@ -30,22 +29,24 @@ from gradproof.verdict.running import Trace, reused_check, run, run_again, run_b
 class Subject:
     """An adapter under test, with what is known of it.
 
-    conventions: layer -> kink -> weight of the right-hand derivative that it chooses.
+    conventions: layer -> kink -> weight of the right-hand derivative that it chooses, of the layers probed so far.
     divergences: its known divergences. timeout: seconds that one case may take.
     classes: of the arithmetic of its layers, found out as they are needed.
     strict: whether an honest algorithm that loses digits counts as a disagreement.
     demanded: the coarsest class of arithmetic that is no disagreement.
     called_twice: layers of the networks that were called a second time, to see whether that overwrites the results.
+    probed: layers whose kinks and known divergences have been looked at.
     """
 
     adapter: Adapter
-    conventions: Conventions
+    conventions: dict[str, dict[str, float]]
     divergences: tuple[Divergence, ...] = ()
     timeout: float = 60.0
     classes: Classes = field(default_factory=Classes, compare=False)
     strict: bool = False
     demanded: str = "every"
     called_twice: set[str] = field(default_factory=set, compare=False)
+    probed: set[str] = field(default_factory=set, compare=False)
 
     def supports(self, network: Network, dtype: str) -> bool:
         return self.lacking(network, dtype) is None

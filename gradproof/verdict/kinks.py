@@ -35,24 +35,27 @@ coarse dtypes."""
 
 
 def probed_subject(
-    adapter: Adapter, dtype: str, timeout: float = 60.0, layers: Collection[str] | None = None
+    adapter: Adapter, dtype: str, timeout: float = 60.0, layers: Collection[str] = LAYERS.keys()
 ) -> tuple[Subject, list[Examination]]:
-    """The adapter with its conventions in this dtype, and an examination of every kink where it chooses badly.
+    """The adapter with its conventions at the kinks of these layers, and what `probe_kinks` found."""
+    subject = Subject(adapter, {}, applicable(adapter, dtype), timeout)
+    return subject, probe_kinks(subject, dtype, layers)
 
-    layers: probe the kinks of these alone, and know their divergences alone; of all where None.
-    A weight outside the kink's valid set becomes no convention: the reference's own is kept, so that the
-    probe, and every network that meets the kink, disagrees.
+
+def probe_kinks(subject: Subject, dtype: str, layers: Collection[str]) -> list[Examination]:
+    """Take over which derivative the adapter chooses at the kinks of these layers in this dtype.
+
+    Returns an examination of every kink where it chooses badly: a weight outside the kink's valid set becomes no
+    convention; the reference's own is kept, so that the probe, and every network that meets the kink, disagrees.
     """
-    conventions: dict[str, dict[str, float]] = {}
     outside: list[Case] = []
-    for layer, kink, (case, left, right) in _probes(adapter, dtype, layers):
-        weight = _chosen_weight(adapter, case, left, right, timeout)
+    for layer, kink, (case, left, right) in _probes(subject, dtype, layers):
+        weight = _chosen_weight(subject.adapter, case, left, right, subject.timeout)
         if weight is not None and kink.allows(weight, rounding(dtype)):
-            conventions.setdefault(layer.name, {})[kink.name] = _tidied(weight, rounding(dtype))
+            subject.conventions.setdefault(layer.name, {})[kink.name] = _tidied(weight, rounding(dtype))
         else:
             outside.append(case)
-    subject = Subject(adapter, conventions, _applicable(adapter, dtype, layers), timeout)
-    return subject, [_disagreeing(examine(subject, case)) for case in outside]
+    return [_disagreeing(examine(subject, case)) for case in outside]
 
 
 def _disagreeing(found: Examination) -> Examination:
@@ -80,20 +83,19 @@ def _tidied(weight: float, allowed: float) -> float:
     return simple if abs(simple - weight) < allowed else weight
 
 
-def _applicable(adapter: Adapter, dtype: str, layers: Collection[str] | None) -> tuple[Divergence, ...]:
-    known = [each for each in divergences_of(adapter) if layers is None or each.layer in layers]
-    return tuple(each for each in known if each.applies(adapter.version(), dtype))
+def applicable(adapter: Adapter, dtype: str) -> tuple[Divergence, ...]:
+    """The known divergences of the adapter's version in this dtype."""
+    return tuple(each for each in divergences_of(adapter) if each.applies(adapter.version(), dtype))
 
 
 Probe = tuple[Case, np.ndarray, np.ndarray]
 """A case on a kink, and the gradients that the left-hand and the right-hand derivative give there."""
 
 
-def _probes(adapter: Adapter, dtype: str, layers: Collection[str] | None) -> Iterator[tuple[Layer, Kink, Probe]]:
+def _probes(subject: Subject, dtype: str, layers: Collection[str]) -> Iterator[tuple[Layer, Kink, Probe]]:
     """A probe of every kink of the layers, of those that the adapter says that it can run."""
-    subject = Subject(adapter, {})
     for layer in LAYERS.values():
-        for kink in layer.kinks if layers is None or layer.name in layers else ():
+        for kink in layer.kinks if layer.name in layers else ():
             found = probe(layer, kink, dtype)
             if subject.supports(found[0].network, dtype):
                 yield layer, kink, found
@@ -171,9 +173,9 @@ def _chosen_weight(adapter: Adapter, case: Case, left: np.ndarray, right: np.nda
     return float(weights.flat[0]) if same else None
 
 
-def stale_divergences(subject: Subject, dtype: str) -> list[Divergence]:
-    """The known divergences that no longer show at their witness."""
-    return [entry for entry in subject.divergences if not _shows(subject, entry, dtype)]
+def stale_divergences(subject: Subject, dtype: str, layers: Collection[str] = LAYERS.keys()) -> list[Divergence]:
+    """The known divergences of these layers that no longer show at their witness."""
+    return [each for each in subject.divergences if each.layer in layers and not _shows(subject, each, dtype)]
 
 
 def _shows(subject: Subject, entry: Divergence, dtype: str) -> bool:

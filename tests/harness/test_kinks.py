@@ -20,6 +20,8 @@ from gradproof.reference.common import one_sided
 from gradproof.reference.walk import Row
 from gradproof.run.check import Run, check, replay
 from gradproof.run.results import Report
+from gradproof.verdict import kinks
+from gradproof.verdict.divergence import Divergence
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node, probe, probed_subject
@@ -201,7 +203,7 @@ def test_conventions_are_those_of_each_dtype() -> None:
             self._conventions = {"relu": {"at_zero": 1.0 if dtype == "float32" else 0.5}}
             return super().forward(network, values, dtype)
 
-    report = check([Undecided()], networks=5, seed=1, failures=None)
+    report = check([Undecided()], networks=5, layers=["relu"], seed=1, failures=None)
     assert {dtype: report.conventions["reference"][dtype]["relu"]["at_zero"] for dtype in DTYPES} == {
         "float64": 0.5,
         "float32": 1.0,
@@ -246,6 +248,7 @@ def test_an_invalid_choice_disagrees_and_the_layer_is_named(at_zero: Any, dtype:
 def test_an_invalid_choice_is_found_where_no_network_meets_it(at_zero: Any) -> None:
     run = Run({"reference": NumpyReference(rows={"relu": relu_with(at_zero)})}, ["float64"])
     run.prepare()
+    run.probe()
     report = run.report
     assert not report.agrees
     assert {each.layer for each in report.disagreements} == {"relu"}
@@ -328,10 +331,38 @@ def test_a_case_on_the_kink_has_every_element_on_it(layer: Layer, kink: Kink, dt
     assert case.cotangent.size == 1 or np.ptp(case.cotangent) > 0
 
 
-def test_the_report_of_a_check_holds_every_convention() -> None:
-    report: Report = check([NumpyReference()], networks=1, seed=1, failures=None)
-    every = {layer.name: {kink.name: kink.default for kink in layer.kinks} for layer, _ in KINKS}
+def test_the_report_of_a_check_holds_the_conventions_of_every_layer_that_occurred() -> None:
+    report: Report = check([NumpyReference()], networks=20, seed=1, failures=None)
+    (layers, *_) = (tally.layers for tally in report.tallies.values())
+    every = {
+        layer.name: {kink.name: kink.default for kink in layer.kinks} for layer, _ in KINKS if layer.name in layers
+    }
+    assert 0 < len(every) < len({layer.name for layer, _ in KINKS})
     assert report.to_json()["conventions"] == {"reference": dict.fromkeys(DTYPES, every)}
+
+
+@pytest.mark.parametrize(("layers", "stale"), [(["relu"], []), (["softplus"], ["softplus"]), ([], ["softplus"])])
+def test_known_divergences_of_other_layers_than_those_asked_for_need_not_show(
+    layers: list[str], stale: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Divergence(
+        layer="softplus",
+        dtypes=("float64",),
+        argument="x",
+        between=(20.0, 30.0),
+        kinds=("value",),
+        versions=("",),
+        witness={"x": 25.0},
+        reason="linear above 20",
+        link="",
+    )
+    monkeypatch.setattr(kinks, "divergences_of", lambda adapter: [gone])
+    run = Run({"reference": NumpyReference()}, ["float64"])
+    run.prepare(layers)
+    run.examine_case(one_node(LAYERS["relu"], {}, 0.5, "float64"))
+    assert run.report.stale == []
+    run.examine_case(one_node(LAYERS["softplus"], {}, 0.5, "float64"))
+    assert [each.divergence.layer for each in run.report.stale] == stale
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
