@@ -139,7 +139,9 @@ def test_options_narrow_the_run(project: Path) -> None:
     assert summary_line(done.stdout, "mine").startswith("mine 1.0 float32: 4 networks, ")
     seen = [line.split() for line in (project / "seen.txt").read_text().splitlines()]
     assert {dtype for dtype, *_ in seen} == {"float32"}
-    assert all({"gelu", "mse"} & set(layers) for _, *layers in seen[-4:])
+    drawn = [set(layers) for _, *layers in seen if len(layers) > 1]  # the others may be probes of kinks
+    assert drawn
+    assert all({"gelu", "mse"} & layers for layers in drawn)
 
 
 def test_help_shows_the_options(project: Path) -> None:
