@@ -318,7 +318,7 @@ def conventions_table(conventions: Mapping[str, Mapping[str, Mapping[str, Mappin
             for layer, kinks in layers.items():
                 for kink, weight in kinks.items():
                     chosen.setdefault((layer, kink), {})[f"{adapter} {dtype}"] = f"{weight:g}"
-    for (layer, kink), weights in chosen.items():
+    for (layer, kink), weights in sorted(chosen.items()):
         _add_row(table, (layer, kink, *(weights.get(column, "?") for column in columns)))
     return table
 

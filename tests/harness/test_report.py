@@ -581,6 +581,6 @@ def test_conventions_table() -> None:
     }
     assert rendered(conventions_table(conventions)).splitlines() == [
         "layer  kink       torch float64  torch float32  mine float64",
-        "relu   at_zero    0              0.5            ?",
         "mae    at_target  ?              ?              1",
+        "relu   at_zero    0              0.5            ?",
     ]
