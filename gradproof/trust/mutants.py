@@ -275,22 +275,47 @@ def _put(owner: ast.AST, name: str, position: int | None, node: ast.expr) -> Non
 
 
 def _cached(definition: ast.FunctionDef) -> list[str]:
-    """The names that the function unpacks from its cache, and the cotangent."""
+    """The cotangent, and what the function reads of its cache, each as it stands there: a name of its own, or a field.
+
+    `x, out = cache` and `x = kept.x` give the name x; `kept.x` that has no name is read as it is.
+    """
     dout, cached = (each.arg for each in definition.args.args)
-    names = [dout]
+    named = [(target, value) for target, value in _assigned(definition) if _is_of(value, cached)]
+    known = {ast.unparse(value) for _, value in named}
+    names = [each for target, _ in named for each in ast.walk(target) if isinstance(each, ast.Name)]
+    fields = [each for each in ast.walk(definition) if _is_field(each, cached) and ast.unparse(each) not in known]
+    read = sorted((*names, *fields), key=lambda each: (each.lineno, each.col_offset))  # type: ignore[attr-defined]
+    values = list(dict.fromkeys((dout, *map(ast.unparse, read))))
+    return [value for value in values if value != "_"] + ([cached] if len(values) == 1 else [])
+
+
+def _assigned(definition: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """What is assigned, and its value; several at once, as in `x, y = kept.x, kept.y`, one by one."""
     for node in ast.walk(definition):
-        if isinstance(node, ast.Assign) and ast.unparse(node.value) == cached:
-            names += [each.id for each in ast.walk(node.targets[0]) if isinstance(each, ast.Name)]
-    return [name for name in dict.fromkeys(names) if name != "_"] + ([cached] if len(names) == 1 else [])
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                yield from zip(target.elts, value.elts, strict=True)
+            else:
+                yield target, value
 
 
-def _cached_value_confused(names: Sequence[str]) -> Rule:
-    """Each name that came from the cache is taken for the next of them."""
-    following = dict(zip(names, (*names[1:], *names[:1]), strict=True))
+def _is_of(value: ast.AST, cached: str) -> bool:
+    return _is_field(value, cached) or ast.unparse(value) == cached
+
+
+def _is_field(node: ast.AST, cached: str) -> bool:
+    return isinstance(node, ast.Attribute) and ast.unparse(node.value) == cached
+
+
+def _cached_value_confused(values: Sequence[str]) -> Rule:
+    """Each value that came from the cache is taken for the next of them."""
+    following = dict(zip(values, (*values[1:], *values[:1]), strict=True))
 
     def wrong_cached_value(node: ast.expr) -> Iterator[ast.expr]:
-        if isinstance(node, ast.Name) and following.get(node.id, node.id) != node.id:
-            yield ast.Name(following[node.id], ast.Load())
+        value = ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
+        if following.get(value, value) != value:
+            yield ast.parse(following[value], mode="eval").body
 
     return wrong_cached_value
 

@@ -54,6 +54,24 @@ def gelu_backward(dout, cache):  # type: ignore[no-untyped-def]
     return {"x": dout * (below + x * density)}
 
 
+def test_fields_of_the_cache_are_taken_for_each_other_by_name_or_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutants, "backward_functions", lambda: {"here.fields_backward": fields_backward})
+    found = {each.mutated for each in mutants_of("here.fields_backward") if each.mistake == "wrong cached value"}
+    assert found == {
+        "slope = x * x + weight * kept.scale",
+        "slope = dout * weight + weight * kept.scale",
+        "slope = dout * x + kept.scale * kept.scale",
+        "slope = dout * x + weight * kept.inner",
+        "return {'x': slope * dout.size}",
+    }
+
+
+def fields_backward(dout, kept):  # type: ignore[no-untyped-def]
+    x, weight = kept.x, kept.weight
+    slope = dout * x + weight * kept.scale
+    return {"x": slope * kept.inner.size}
+
+
 def test_a_sum_may_be_overwritten_or_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutants, "backward_functions", lambda: {"here.added_backward": added_backward})
     found = {(each.mistake, each.mutated) for each in mutants_of("here.added_backward")}
