@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,24 @@ def _allowed(mask: Array | None, causal: bool, queries: int, keys: int) -> Array
     return seen if mask is None else mask.astype(bool) & seen
 
 
+class Attended(NamedTuple):
+    """What attention keeps.
+
+    Shapes: q (..., L, E), k (..., S, E), v (..., S, V), with as many heads each; logits (..., L, S), logsumexp
+    (..., L, 1), to which allowed broadcasts; bias_shape None without a bias.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    logits: Array
+    logsumexp: Array
+    allowed: Array
+    scale: float
+    groups: int
+    bias_shape: Shape | None
+
+
 def scaled_dot_product_attention_forward(
     q: Array,
     k: Array,
@@ -50,7 +68,7 @@ def scaled_dot_product_attention_forward(
     causal: bool,
     scale: float | str,
     groups: int,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Attended]:
     """out = P v, P = softmax(scale q k^T + bias) over the keys that are allowed (Vaswani et al. 2017).
 
     Shapes: q (..., L, E), k (..., S, E), v (..., S, V), out (..., L, V), mask (1 where allowed) and bias broadcast to
@@ -65,33 +83,31 @@ def scaled_dot_product_attention_forward(
         logits = logits + bias
     allowed = _allowed(mask, causal, q.shape[-2], k.shape[-2])
     probabilities, logsumexp = masked_softmax(logits, allowed)
-    cache = (q, k, v, logits, logsumexp, allowed, factor, groups, None if bias is None else bias.shape)
-    return probabilities @ v, cache
+    bias_shape = None if bias is None else bias.shape
+    return probabilities @ v, Attended(q, k, v, logits, logsumexp, allowed, factor, groups, bias_shape)
 
 
 RowSums = Callable[[Array, Array, Array], Array]
 
 
-def scaled_dot_product_attention_backward(
-    dout: Array, cache: tuple[Any, ...], *, rows: RowSums | None = None
-) -> Gradients:
-    """dv = P^T dout; with dP = dout v^T: dS = P (dP - sum_s dP P), dq = scale dS k, dk = scale dS^T q, dbias = dS.
+def scaled_dot_product_attention_backward(dout: Array, kept: Attended, *, rows: RowSums | None = None) -> Gradients:
+    """dv = P^T dout, P the probabilities; with dP = dout v^T: dlogits = P (dP - sum_s dP P).
 
-    P is made again from the scores and the logarithm of their exponentials' sum, as fused attention makes it (Dao et
-    al. 2022). The heads of k and v that a group shares sum its gradients. rows: what gives sum_s dP P in another way,
-    from dout, v and P.
+    dq = scale dlogits k, dk = scale dlogits^T q, dbias = dlogits. P is made again from the logits and the logarithm of
+    their exponentials' sum, as fused attention makes it (Dao et al. 2022). The heads of k and v that a group shares
+    sum its gradients. rows: what gives sum_s dP P in another way, from dout, v and P.
     """
-    q, k, v, logits, logsumexp, allowed, factor, groups, bias_shape = cache
-    probabilities = _exponential(logits - logsumexp, allowed)
+    q, k, v = kept.q, kept.k, kept.v
+    probabilities = _exponential(kept.logits - kept.logsumexp, kept.allowed)
     dprobabilities = dout @ np.swapaxes(v, -1, -2)
     textbook = (dprobabilities * probabilities).sum(axis=-1, keepdims=True)
     dlogits = probabilities * (dprobabilities - (textbook if rows is None else rows(dout, v, probabilities)))
     gradients = {
-        "q": factor * (dlogits @ k),
-        "k": _shared(factor * (np.swapaxes(dlogits, -1, -2) @ q), groups),
-        "v": _shared(np.swapaxes(probabilities, -1, -2) @ dout, groups),
+        "q": kept.scale * (dlogits @ k),
+        "k": _shared(kept.scale * (np.swapaxes(dlogits, -1, -2) @ q), kept.groups),
+        "v": _shared(np.swapaxes(probabilities, -1, -2) @ dout, kept.groups),
     }
-    return gradients | ({} if bias_shape is None else {"bias": unbroadcast(dlogits, bias_shape)})
+    return gradients | ({} if kept.bias_shape is None else {"bias": unbroadcast(dlogits, kept.bias_shape)})
 
 
 def _shared(gradient: Array, groups: int) -> Array:
@@ -104,6 +120,26 @@ def _shared(gradient: Array, groups: int) -> Array:
 
 APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 """The input maps of multi-head attention where query, key and value do not all have the same features."""
+
+
+class HeadsAttended(NamedTuple):
+    """What multi-head attention keeps: within its heads, and around them.
+
+    sources, weights: of the query, the key and the value. joined: the heads' attentions side by side, (L, N, E) or
+    (L, E). given: which of query, key and value were. together: whether the three weights are one parameter. biased:
+    whether the maps have biases. bias_shape: of the scores' bias, None without one.
+    """
+
+    within: Attended
+    sources: tuple[Array, ...]
+    weights: Sequence[Array]
+    joined: Array
+    out_proj_weight: Array
+    given: tuple[bool, ...]
+    together: bool
+    biased: bool
+    heads: int
+    bias_shape: Shape | None
 
 
 def multi_head_attention_forward(
@@ -120,7 +156,7 @@ def multi_head_attention_forward(
     out_proj_bias: Array | None = None,
     in_proj_bias: Array | None = None,
     **projections: Array,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, HeadsAttended]:
     """out = (the heads' attentions, side by side) out_proj_weight^T + out_proj_bias (Vaswani et al. 2017).
 
     Each head has D = E / heads features of the projected query, key and value. Shapes: query and out (L, N, E) or
@@ -136,7 +172,7 @@ def multi_head_attention_forward(
     weights = np.split(projections["in_proj_weight"], 3) if together else [projections[slot] for slot in APART]
     shifts = [0.0] * 3 if in_proj_bias is None else np.split(in_proj_bias, 3)
     q, k, v = (_by_head(x @ w.T + b, heads) for x, w, b in zip(sources, weights, shifts, strict=True))
-    attended, inner = scaled_dot_product_attention_forward(
+    attended, within = scaled_dot_product_attention_forward(
         q,
         k,
         v,
@@ -148,8 +184,8 @@ def multi_head_attention_forward(
     )
     joined = _side_by_side(attended, query.ndim)
     out = joined @ out_proj_weight.T
-    cache = (
-        inner,
+    kept = HeadsAttended(
+        within,
         sources,
         weights,
         joined,
@@ -160,25 +196,25 @@ def multi_head_attention_forward(
         heads,
         None if bias is None else bias.shape,
     )
-    return (out if out_proj_bias is None else out + out_proj_bias), cache
+    return (out if out_proj_bias is None else out + out_proj_bias), kept
 
 
-def multi_head_attention_backward(dout: Array, cache: tuple[Any, ...], *, rows: RowSums | None = None) -> Gradients:
+def multi_head_attention_backward(dout: Array, kept: HeadsAttended, *, rows: RowSums | None = None) -> Gradients:
     """Back through the output's linear map, the heads, and the three input maps, whose sources sum what they feed."""
-    inner, sources, weights, joined, out_proj_weight, given, together, biased, heads, bias_shape = cache
-    within = scaled_dot_product_attention_backward(_by_head(dout @ out_proj_weight, heads), inner, rows=rows)
-    dparts = [_side_by_side(within[name], dout.ndim) for name in "qkv"]
-    dsources = [dpart @ weight for dpart, weight in zip(dparts, weights, strict=True)]
-    dweights = [_outer(dpart, source) for dpart, source in zip(dparts, sources, strict=True)]
-    gradients = {"out_proj_weight": _outer(dout, joined)} | _dsources(dsources, given)
-    if together:
+    djoined = dout @ kept.out_proj_weight
+    dheads = scaled_dot_product_attention_backward(_by_head(djoined, kept.heads), kept.within, rows=rows)
+    dparts = [_side_by_side(dheads[name], dout.ndim) for name in "qkv"]
+    dsources = [dpart @ weight for dpart, weight in zip(dparts, kept.weights, strict=True)]
+    dweights = [_outer(dpart, source) for dpart, source in zip(dparts, kept.sources, strict=True)]
+    gradients = {"out_proj_weight": _outer(dout, kept.joined)} | _dsources(dsources, kept.given)
+    if kept.together:
         gradients["in_proj_weight"] = np.concatenate(dweights)
     else:
         gradients |= dict(zip(APART, dweights, strict=True))
-    if biased:
+    if kept.biased:
         gradients["in_proj_bias"] = np.concatenate([_summed(dpart) for dpart in dparts])
         gradients["out_proj_bias"] = _summed(dout)
-    return gradients | ({} if bias_shape is None else {"bias": within["bias"].reshape(bias_shape)})
+    return gradients | ({} if kept.bias_shape is None else {"bias": dheads["bias"].reshape(kept.bias_shape)})
 
 
 def _dsources(dsources: Sequence[Array], given: tuple[bool, ...]) -> Gradients:
@@ -226,20 +262,27 @@ def _summed(dout: Array) -> Array:
     return dout.reshape(-1, dout.shape[-1]).sum(axis=0)
 
 
-def rotary_forward(x: Array, *, axis: int, pairs: str, base: float) -> tuple[Array, tuple[Any, ...]]:
+class Turns(NamedTuple):
+    """By which angles the pairs of features were turned: shaped to broadcast against half of x."""
+
+    cosine: Array
+    sine: Array
+    pairs: str
+
+
+def rotary_forward(x: Array, *, axis: int, pairs: str, base: float) -> tuple[Array, Turns]:
     """Turn each pair of features (a, b) at position t by the angle u = t base^(-2 i / E) (Su et al. 2021).
 
     (a cos u - b sin u, a sin u + b cos u) for pair i = 0, 1, ... Shapes: x and out (..., E), E even, with the positions
     0, 1, ... along an axis. Pairs are features 2 i and 2 i + 1 ("interleaved"), or i and i + E / 2 ("half").
     """
     cosine, sine = _turns(x, axis, base)
-    return _turned(x, cosine, sine, pairs), (cosine, sine, pairs)
+    return _turned(x, cosine, sine, pairs), Turns(cosine, sine, pairs)
 
 
-def rotary_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def rotary_backward(dout: Array, kept: Turns) -> Gradients:
     """The inverse of a rotation is its adjoint: turn back by the same angles."""
-    cosine, sine, pairs = cache
-    return {"x": _turned(dout, cosine, -sine, pairs)}
+    return {"x": _turned(dout, kept.cosine, -kept.sine, kept.pairs)}
 
 
 def _turns(x: Array, axis: int, base: float) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ data: nothing is differentiated with respect to them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import xlog1py, xlogy
@@ -41,18 +41,25 @@ IGNORED = -100
 """The usual class number of targets that do not count."""
 
 
-def bce_forward(
-    x: Array, target: Array, weight: Array | None = None, *, reduction: str
-) -> tuple[Array, tuple[Any, ...]]:
+class BceTerms(NamedTuple):
+    """What bce keeps; all arrays have one shape."""
+
+    x: Array
+    target: Array
+    weight: Array | None
+    reduction: str
+
+
+def bce_forward(x: Array, target: Array, weight: Array | None = None, *, reduction: str) -> tuple[Array, BceTerms]:
     """l = weight (-target log(x) - (1 - target) log(1 - x)), with 0 log 0 = 0. Shapes: all are equal."""
     value = -xlogy(target, x) - xlog1py(1.0 - target, -x)
-    return reduce_loss(_weighed(value, weight), reduction), (x, target, weight, reduction)
+    return reduce_loss(_weighed(value, weight), reduction), BceTerms(x, target, weight, reduction)
 
 
-def bce_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def bce_backward(dout: Array, kept: BceTerms) -> Gradients:
     """dx = g weight ((1 - target) / (1 - x) - target / x), with 0 / 0 = 0; dtarget = g weight (log(1 - x) - log(x))."""
-    x, target, weight, reduction = cache
-    g = spread_cotangent(dout, x.shape, reduction)
+    x, target, weight = kept.x, kept.target, kept.weight
+    g = spread_cotangent(dout, x.shape, kept.reduction)
     failure, success = 1.0 - target, target
     against = np.where(failure == 0, 0.0, failure / (1.0 - x))
     towards = np.where(success == 0, 0.0, success / x)
@@ -65,9 +72,19 @@ def _weighed(value: Array, weight: Array | None) -> Array:
     return value if weight is None else np.where(weight == 0, 0.0, weight * value)
 
 
+class LogitTerms(NamedTuple):
+    """What bce_with_logits keeps; x, target and weight have one shape, pos_weight is as long as their last axis."""
+
+    x: Array
+    target: Array
+    weight: Array | None
+    pos_weight: Array | None
+    reduction: str
+
+
 def bce_with_logits_forward(
     x: Array, target: Array, weight: Array | None = None, pos_weight: Array | None = None, *, reduction: str
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, LogitTerms]:
     """l = weight (log(1 + exp(x)) - target x): bce of s(x); with pos_weight p: (1 - target) x + q log(1 + exp(-x)).
 
     q = 1 + (p - 1) target. Shapes: x, target, weight and l are equal, pos_weight is as long as the last axis.
@@ -77,21 +94,39 @@ def bce_with_logits_forward(
     else:
         value = (1.0 - target) * x + (1.0 + (pos_weight - 1.0) * target) * log_one_plus_exp(-x)
     value = value if weight is None else weight * value
-    return reduce_loss(value, reduction), (x, target, weight, pos_weight, reduction)
+    return reduce_loss(value, reduction), LogitTerms(x, target, weight, pos_weight, reduction)
 
 
-def bce_with_logits_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def bce_with_logits_backward(dout: Array, kept: LogitTerms) -> Gradients:
     """dx = g weight (s(x) - target), dtarget = -g weight x.
 
-    With pos_weight p: dx = g weight (q s(x) - p target), dtarget = g weight ((p - 1) log(1 + exp(-x)) - x).
+    With pos_weight p and q = 1 + (p - 1) target: dx = g weight (q s(x) - p target),
+    dtarget = g weight ((p - 1) log(1 + exp(-x)) - x).
     """
-    x, target, weight, pos_weight, reduction = cache
-    g = spread_cotangent(dout, x.shape, reduction)
+    x, target, weight, p = kept.x, kept.target, kept.weight, kept.pos_weight
+    g = spread_cotangent(dout, x.shape, kept.reduction)
     g = g if weight is None else g * weight
-    if pos_weight is None:
+    if p is None:
         return {"x": g * (logistic(x) - target), "target": -g * x}
-    dx = g * ((1.0 + (pos_weight - 1.0) * target) * logistic(x) - pos_weight * target)
-    return {"x": dx, "target": g * ((pos_weight - 1.0) * log_one_plus_exp(-x) - x)}
+    q = 1.0 + (p - 1.0) * target
+    return {"x": g * (q * logistic(x) - p * target), "target": g * ((p - 1.0) * log_one_plus_exp(-x) - x)}
+
+
+class CrossEntropyTerms(NamedTuple):
+    """What cross_entropy keeps.
+
+    log_probabilities, coefficients: log softmax(x) and q, (..., C). counted: where the target is not ignored, (...).
+    divisor: what "mean" divides by. weight: (C). targets, label_smoothing, reduction: as they were asked for.
+    """
+
+    log_probabilities: Array
+    coefficients: Array
+    counted: Array
+    divisor: Any
+    weight: Array | None
+    targets: str
+    label_smoothing: float
+    reduction: str
 
 
 def cross_entropy_forward(
@@ -103,7 +138,7 @@ def cross_entropy_forward(
     label_smoothing: float,
     ignore_index: int,
     reduction: str,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, CrossEntropyTerms]:
     """l = -sum_c q_c log softmax(x)_c, q_c = weight_c ((1 - a) t_c + a / C), a the smoothing (Szegedy et al. 2016).
 
     t: the target probabilities, or 1 at the target class and 0 elsewhere; l = 0 where that class is ignored.
@@ -114,58 +149,72 @@ def cross_entropy_forward(
     log_probabilities, _ = log_softmax_forward(x, axis=-1)
     classes = x.shape[-1]
     if targets == "classes":
-        chosen, kept = _chosen(target, classes, ignore_index)
+        chosen, counted = _chosen(target, classes, ignore_index)
         divisor = _total_weight(chosen, weight, reduction)
     else:
-        chosen, kept, divisor = target, np.ones(x.shape[:-1], bool), x[..., 0].size
+        chosen, counted, divisor = target, np.ones(x.shape[:-1], bool), x[..., 0].size
     smoothed = (1.0 - label_smoothing) * chosen + label_smoothing / classes if label_smoothing else chosen
-    coefficients = np.where(kept[..., None], smoothed if weight is None else weight * smoothed, 0.0)
+    coefficients = np.where(counted[..., None], smoothed if weight is None else weight * smoothed, 0.0)
     value = -np.where(coefficients == 0, 0.0, coefficients * log_probabilities).sum(axis=-1)
-    cache = (log_probabilities, coefficients, kept, divisor, weight, targets, label_smoothing, reduction)
-    return _reduced_by(value, divisor, reduction), cache
+    kept = CrossEntropyTerms(
+        log_probabilities, coefficients, counted, divisor, weight, targets, label_smoothing, reduction
+    )
+    return _reduced_by(value, divisor, reduction), kept
 
 
-def cross_entropy_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def cross_entropy_backward(dout: Array, kept: CrossEntropyTerms) -> Gradients:
     """dx_c = g (softmax(x)_c sum_k q_k - q_c), 0 where the target is ignored.
 
     Where t are probabilities: dtarget_c = -g weight_c (1 - a) log softmax(x)_c.
     """
-    log_probabilities, coefficients, kept, divisor, weight, targets, label_smoothing, reduction = cache
-    g = _spread_by(dout, divisor, kept.shape, reduction)[..., None]
-    total = coefficients.sum(axis=-1, keepdims=True)
-    dx = np.where(kept[..., None], g * (np.exp(log_probabilities) * total - coefficients), 0.0)
-    if targets == "classes":
+    log_probabilities, q, counted, weight = kept.log_probabilities, kept.coefficients, kept.counted, kept.weight
+    g = _spread_by(dout, kept.divisor, counted.shape, kept.reduction)[..., None]
+    total = q.sum(axis=-1, keepdims=True)
+    dx = np.where(counted[..., None], g * (np.exp(log_probabilities) * total - q), 0.0)
+    if kept.targets == "classes":
         return {"x": dx}
-    dtarget = -(1.0 - label_smoothing) * g * log_probabilities
+    dtarget = -(1.0 - kept.label_smoothing) * g * log_probabilities
     return {"x": dx, "target": dtarget if weight is None else weight * dtarget}
+
+
+class NllTerms(NamedTuple):
+    """What nll keeps: the weight of each target class and 0 elsewhere, (..., C), and which targets count, (...).
+
+    divisor: what "mean" divides by.
+    """
+
+    coefficients: Array
+    counted: Array
+    divisor: Any
+    reduction: str
 
 
 def nll_forward(
     x: Array, target: Array, weight: Array | None = None, *, ignore_index: int, reduction: str
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, NllTerms]:
     """l = -weight_t x_t, t the target class and x logarithms of probabilities; 0 where that class is ignored.
 
     "mean" divides by the sum of the weights of the targets that are not ignored, so that it is NaN where none is left.
     Shapes: x (..., C), weight (C), target and l (...), target of integers.
     """
-    chosen, kept = _chosen(target, x.shape[-1], ignore_index)
+    chosen, counted = _chosen(target, x.shape[-1], ignore_index)
     divisor = _total_weight(chosen, weight, reduction)
     coefficients = chosen if weight is None else weight * chosen
     value = -np.where(coefficients == 0, 0.0, coefficients * x).sum(axis=-1)
-    return _reduced_by(value, divisor, reduction), (coefficients, kept, divisor, reduction)
+    return _reduced_by(value, divisor, reduction), NllTerms(coefficients, counted, divisor, reduction)
 
 
-def nll_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def nll_backward(dout: Array, kept: NllTerms) -> Gradients:
     """dx_c = -g weight_t where c = t, else 0; 0 where the target is ignored."""
-    coefficients, kept, divisor, reduction = cache
-    g = _spread_by(dout, divisor, kept.shape, reduction)[..., None]
-    return {"x": np.where(kept[..., None], -g * coefficients, 0.0)}
+    counted = kept.counted
+    g = _spread_by(dout, kept.divisor, counted.shape, kept.reduction)[..., None]
+    return {"x": np.where(counted[..., None], -g * kept.coefficients, 0.0)}
 
 
 def _chosen(target: Array, classes: int, ignore_index: int) -> tuple[Array, Array]:
     """1 at each target class and 0 elsewhere, (..., C), all 0 where it is ignored; and which targets are not."""
-    kept = target != ignore_index
-    return np.where(kept[..., None] & (np.arange(classes) == target[..., None]), 1.0, 0.0), kept
+    counted = target != ignore_index
+    return np.where(counted[..., None] & (np.arange(classes) == target[..., None]), 1.0, 0.0), counted
 
 
 def _total_weight(chosen: Array, weight: Array | None, reduction: str) -> Any:
@@ -185,7 +234,18 @@ def _spread_by(dout: Array, divisor: Any, shape: Shape, reduction: str) -> Array
     return np.broadcast_to(dout / divisor if reduction == "mean" else dout, shape)
 
 
-def kl_div_forward(x: Array, target: Array, *, log_target: bool, reduction: str) -> tuple[Array, tuple[Any, ...]]:
+class DivergenceTerms(NamedTuple):
+    """What kl_div keeps; probability: t, of the target. The loss is scale times that reduced in the way of kind."""
+
+    x: Array
+    target: Array
+    probability: Array
+    log_target: bool
+    scale: float
+    kind: str
+
+
+def kl_div_forward(x: Array, target: Array, *, log_target: bool, reduction: str) -> tuple[Array, DivergenceTerms]:
     """l = t (log(t) - x), x the logarithm of a probability, t the target or, if log_target, exp(target); 0 log 0 = 0.
 
     "batchmean" divides the sum by the length of the first axis. Shapes: x, target and l are equal.
@@ -193,21 +253,40 @@ def kl_div_forward(x: Array, target: Array, *, log_target: bool, reduction: str)
     probability = np.exp(target) if log_target else target
     value = probability * (target - x) if log_target else xlogy(target, target) - target * x
     scale, kind = (1.0 / x.shape[0], "sum") if reduction == "batchmean" else (1.0, reduction)
-    return scale * reduce_loss(value, kind), (x, target, probability, log_target, scale, kind)
+    return scale * reduce_loss(value, kind), DivergenceTerms(x, target, probability, log_target, scale, kind)
 
 
-def kl_div_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """dx = -g t; dtarget = g (log(t) + 1 - x), times t if log_target."""
-    x, target, probability, log_target, scale, kind = cache
-    g = spread_cotangent(scale * dout, x.shape, kind)
-    if log_target:
-        return {"x": -g * probability, "target": g * probability * (target - x + 1.0)}
-    return {"x": -g * probability, "target": g * (np.log(target) - x + 1.0)}
+def kl_div_backward(dout: Array, kept: DivergenceTerms) -> Gradients:
+    """dx = -g t; dtarget = g (log(t) - x + 1), or g t (target - x + 1) if log_target."""
+    x, target, t = kept.x, kept.target, kept.probability
+    g = spread_cotangent(kept.scale * dout, x.shape, kept.kind)
+    if kept.log_target:
+        return {"x": -g * t, "target": g * t * (target - x + 1.0)}
+    return {"x": -g * t, "target": g * (np.log(target) - x + 1.0)}
+
+
+class FocalTerms(NamedTuple):
+    """What sigmoid_focal keeps, by the letters of its formula: decay h, distance n, wrong u (1 + h), entropy c.
+
+    focus is u^gamma, and balance b, which is 1.0 where alpha is negative; all arrays have the shape of x.
+    """
+
+    x: Array
+    target: Array
+    decay: Array
+    distance: Array
+    wrong: Array
+    entropy: Array
+    focus: Array
+    balance: Array | float
+    alpha: float
+    gamma: float
+    reduction: str
 
 
 def sigmoid_focal_forward(
     x: Array, target: Array, *, alpha: float, gamma: float, reduction: str
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, FocalTerms]:
     """l = b u^gamma c, u the probability of being wrong and c = bce_with_logits (Lin et al. 2017).
 
     u = (1 - target) s(x) + target s(-x). b = alpha target + (1 - alpha) (1 - target), or 1 where alpha is negative.
@@ -223,33 +302,44 @@ def sigmoid_focal_forward(
     log_wrong = np.where(certain, -size, np.log(np.where(certain, 1.0, wrong)))
     focus = np.exp(gamma * (log_wrong - np.log1p(decay)))
     balance = alpha * target + (1.0 - alpha) * (1.0 - target) if alpha >= 0.0 else 1.0
-    cache = (x, target, decay, distance, wrong, entropy, focus, balance, alpha, gamma, reduction)
-    return reduce_loss(balance * focus * entropy, reduction), cache
+    kept = FocalTerms(x, target, decay, distance, wrong, entropy, focus, balance, alpha, gamma, reduction)
+    return reduce_loss(balance * focus * entropy, reduction), kept
 
 
-def sigmoid_focal_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def sigmoid_focal_backward(dout: Array, kept: FocalTerms) -> Gradients:
     """dx = g b u^gamma (gamma (c / u) s(x) s(-x) (1 - 2 target) + s(x) - target).
 
     dtarget = g u^gamma (b' c + b (gamma (c / u) (s(-x) - s(x)) - x)), b' = 2 alpha - 1, or 0. c / u
     stays finite: it goes to 1 where the target is certain and u goes to 0.
     """
-    x, target, decay, distance, wrong, entropy, focus, balance, alpha, gamma, reduction = cache
-    g = spread_cotangent(dout, x.shape, reduction)
+    x, target, decay, balance = kept.x, kept.target, kept.decay, kept.balance
+    g = spread_cotangent(dout, x.shape, kept.reduction)
     side = np.where(x < 0, -1.0, 1.0)
     share = decay / (1.0 + decay)
-    empty = wrong == 0
-    ratio = np.where(empty, 1.0, entropy / np.where(empty, 1.0, wrong)) * (1.0 + decay)
-    steepness = gamma * ratio
-    dx = balance * (steepness * (share / (1.0 + decay)) * (1.0 - 2.0 * target) + side * (distance - share))
-    dtarget = balance * (steepness * -side * ((1.0 - decay) / (1.0 + decay)) - x)
-    if alpha >= 0.0:
-        dtarget = dtarget + (2.0 * alpha - 1.0) * entropy
-    return {"x": g * focus * dx, "target": g * focus * dtarget}
+    empty = kept.wrong == 0
+    ratio = np.where(empty, 1.0, kept.entropy / np.where(empty, 1.0, kept.wrong)) * (1.0 + decay)
+    steepness = kept.gamma * ratio
+    by_x = balance * (steepness * (share / (1.0 + decay)) * (1.0 - 2.0 * target) + side * (kept.distance - share))
+    by_target = balance * (steepness * -side * ((1.0 - decay) / (1.0 + decay)) - x)
+    if kept.alpha >= 0.0:
+        by_target = by_target + (2.0 * kept.alpha - 1.0) * kept.entropy
+    return {"x": g * kept.focus * by_x, "target": g * kept.focus * by_target}
+
+
+class DiceTerms(NamedTuple):
+    """What dice keeps: x and target (..., D), and the fraction that is 1 - l with its denominator (...)."""
+
+    x: Array
+    target: Array
+    fraction: Array
+    denominator: Array
+    squared: bool
+    reduction: str
 
 
 def dice_forward(
     x: Array, target: Array, *, axes: int, smooth: float, squared: bool, reduction: str
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, DiceTerms]:
     """l = 1 - (2 sum x target + smooth) / (sum x + sum target + smooth), soft dice (Sudre et al. 2017).
 
     The sums are over the trailing axes. squared: of x^2 and target^2 in the denominator (Milletari et al. 2016).
@@ -258,22 +348,22 @@ def dice_forward(
     over = tuple(range(-axes, 0))
     sizes = x * x + target * target if squared else x + target
     denominator = sizes.sum(axis=over) + smooth
-    overlap = (2.0 * (x * target).sum(axis=over) + smooth) / denominator
-    return reduce_loss(1.0 - overlap, reduction), (x, target, overlap, denominator, squared, reduction)
+    fraction = (2.0 * (x * target).sum(axis=over) + smooth) / denominator
+    return reduce_loss(1.0 - fraction, reduction), DiceTerms(x, target, fraction, denominator, squared, reduction)
 
 
-def dice_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def dice_backward(dout: Array, kept: DiceTerms) -> Gradients:
     """dx = g (r - 2 target) / d, r the fraction and d its denominator; squared: g (2 r x - 2 target) / d.
 
     dtarget is the same with x and target exchanged.
     """
-    x, target, overlap, denominator, squared, reduction = cache
-    widened = (*overlap.shape, *[1] * (x.ndim - overlap.ndim))
-    g = (spread_cotangent(dout, overlap.shape, reduction) / denominator).reshape(widened)
-    fraction = overlap.reshape(widened)
+    x, target, fraction, denominator = kept.x, kept.target, kept.fraction, kept.denominator
+    widened = (*fraction.shape, *[1] * (x.ndim - fraction.ndim))
+    g = (spread_cotangent(dout, fraction.shape, kept.reduction) / denominator).reshape(widened)
+    r = fraction.reshape(widened)
 
     def slope(own: Array, other: Array) -> Array:
-        return g * ((2.0 * fraction * own if squared else fraction) - 2.0 * other)
+        return g * ((2.0 * r * own if kept.squared else r) - 2.0 * other)
 
     return {"x": slope(x, target), "target": slope(target, x)}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,6 +56,16 @@ def fold(columns: Array, shape: Shape, windows: Windows) -> Array:
     return out
 
 
+class Convolved(NamedTuple):
+    """What a convolution keeps: x with its border, (N, C, S + 2 p), weight (F, C / G, K), and where the kernel lay."""
+
+    padded: Array
+    weight: Array
+    windows: Windows
+    border: Amounts
+    biased: bool
+
+
 def convolution_forward(
     x: Array,
     weight: Array,
@@ -65,7 +75,7 @@ def convolution_forward(
     padding: Extents,
     dilation: Extents,
     groups: int,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Convolved]:
     """out_f(s) = bias_f + sum over c in f's group and k of weight_fc(k) x_c(stride s + dilation k - p), x = 0 outside.
 
     Shapes: x (N, C, S), weight (F, C / G, K), bias (F), out (N, F, as many as windows fit).
@@ -76,17 +86,27 @@ def convolution_forward(
     counts = tuple(window_count(size, k, s, 0, d) for size, k, s, d in geometry)
     windows = Windows(kernel, counts, stride, dilation, groups)
     out = (_by_group(weight, groups) @ unfold(padded, windows)).reshape(x.shape[0], weight.shape[0], *counts)
-    return _plus(out, bias), (padded, weight, windows, border, bias is not None)
+    return _plus(out, bias), Convolved(padded, weight, windows, border, bias is not None)
 
 
-def convolution_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def convolution_backward(dout: Array, kept: Convolved) -> Gradients:
     """dx = fold(weight^T dout), dweight = sum over N of dout unfold(x)^T, dbias = sum of dout over N and S."""
-    padded, weight, windows, border, biased = cache
+    padded, weight, windows = kept.padded, kept.weight, kept.windows
     by_group = _as_columns(dout, windows)
     # The columns are by far the largest arrays: no name keeps one while the other is made.
     dweight = (by_group @ _transposed(unfold(padded, windows))).sum(axis=0).reshape(weight.shape)
     dpadded = fold(_transposed(_by_group(weight, windows.groups)) @ by_group, padded.shape, windows)
-    return {"x": narrowed(dpadded, border), "weight": dweight} | _bias_gradient(dout, biased)
+    return {"x": narrowed(dpadded, kept.border), "weight": dweight} | _bias_gradient(dout, kept.biased)
+
+
+class TransposeConvolved(NamedTuple):
+    """What a transposed convolution keeps: x (N, C, S), weight (C, F / G, K), and where the kernel lay."""
+
+    x: Array
+    weight: Array
+    windows: Windows
+    border: Amounts
+    biased: bool
 
 
 def transpose_forward(
@@ -99,7 +119,7 @@ def transpose_forward(
     output_padding: Extents,
     dilation: Extents,
     groups: int,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, TransposeConvolved]:
     """out_f(stride s + dilation k - p) += weight_cf(k) x_c(s) for all s, k and c in f's group, from bias_f.
 
     It is what the adjoint of a convolution does, with F and C swapped (Zeiler et al. 2010).
@@ -112,16 +132,16 @@ def transpose_forward(
     windows = Windows(kernel, counts, stride, dilation, groups)
     columns = _transposed(_by_group(weight, groups)) @ _as_columns(x, windows)
     out = narrowed(fold(columns, (x.shape[0], weight.shape[1] * groups, *sizes), windows), border)
-    return _plus(out, bias), (x, weight, windows, border, bias is not None)
+    return _plus(out, bias), TransposeConvolved(x, weight, windows, border, bias is not None)
 
 
-def transpose_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def transpose_backward(dout: Array, kept: TransposeConvolved) -> Gradients:
     """dx = weight unfold(dout), a convolution; dweight = sum over N of x unfold(dout)^T; dbias = sum of dout."""
-    x, weight, windows, border, biased = cache
-    columns = unfold(widened(dout, border), windows)
+    x, weight, windows = kept.x, kept.weight, kept.windows
+    columns = unfold(widened(dout, kept.border), windows)
     dx = (_by_group(weight, windows.groups) @ columns).reshape(x.shape)
     dweight = (_as_columns(x, windows) @ _transposed(columns)).sum(axis=0).reshape(weight.shape)
-    return {"x": dx, "weight": dweight} | _bias_gradient(dout, biased)
+    return {"x": dx, "weight": dweight} | _bias_gradient(dout, kept.biased)
 
 
 def _both_sides(padding: Extents) -> Amounts:

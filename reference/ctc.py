@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,19 @@ class Lattice(NamedTuple):
     feasible: Array
 
 
+class Paths(NamedTuple):
+    """What ctc keeps: log_probabilities (T, N, C), the paths' lattice, and input_lengths and share (N,).
+
+    share: what each sequence's loss is multiplied by.
+    """
+
+    log_probabilities: Array
+    lattice: Lattice
+    input_lengths: Array
+    share: Array
+    zero_infinity: bool
+
+
 def ctc_forward(
     logits: Array,
     targets: Array,
@@ -49,7 +62,7 @@ def ctc_forward(
     blank: int,
     zero_infinity: bool,
     reduction: str,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Paths]:
     """l = -log of the summed probability of all paths through the target, the classes' probabilities softmax(logits).
 
     Shapes: logits (T, N, C), targets (N, S), both lengths (N,), l (N,). Without any path l is infinite, or 0 with
@@ -61,22 +74,22 @@ def ctc_forward(
     loss = np.where(lattice.feasible, -lattice.total, 0.0 if zero_infinity else np.inf)
     share = _shares(target_lengths, reduction)
     out = loss if reduction == "none" else (share * loss).sum()
-    return out, (log_probabilities, lattice, input_lengths, share, zero_infinity)
+    return out, Paths(log_probabilities, lattice, input_lengths, share, zero_infinity)
 
 
-def ctc_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def ctc_backward(dout: Array, kept: Paths) -> Gradients:
     """dlogits_tc = g (softmax(logits_t)_c - o_tc), o_tc the share of the paths' probability that emits c at time t.
 
     It is -g o_tc with respect to the log-probabilities, and goes from there through log_softmax. It is 0 beyond
     input_length. Where there is no path it is 0 with zero_infinity; else there is no gradient, and NaN says so.
     """
-    log_probabilities, lattice, input_lengths, share, zero_infinity = cache
+    log_probabilities, lattice, input_lengths = kept.log_probabilities, kept.lattice, kept.input_lengths
     emitted = lattice.states[..., None] == np.arange(log_probabilities.shape[-1])
     occupancy = np.einsum("tnk,nkc->tnc", _occupancy(lattice, input_lengths), np.where(emitted, 1.0, 0.0))
-    gradients = log_softmax_backward(-(dout * share)[:, None] * occupancy, (log_probabilities, -1))
+    gradients = log_softmax_backward(-(dout * kept.share)[:, None] * occupancy, (log_probabilities, -1))
     within = (np.arange(log_probabilities.shape[0])[:, None] < input_lengths)[..., None]
     lost = within & ~lattice.feasible[:, None]
-    return {"logits": gradients["x"] if zero_infinity else np.where(lost, np.nan, gradients["x"])}
+    return {"logits": gradients["x"] if kept.zero_infinity else np.where(lost, np.nan, gradients["x"])}
 
 
 def _shares(target_lengths: Array, reduction: str) -> Array:

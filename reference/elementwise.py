@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -114,27 +114,35 @@ def _share(a: Array, b: Array, below: float, above: float, at_tie: float) -> Arr
     return one_sided(np.where(a == b, 0.0, a - b), below, above, at_tie)
 
 
-def maximum_forward(a: Array, b: Array, *, at_tie: float = 0.5) -> tuple[Array, tuple[Array, Array, float]]:
+class Compared(NamedTuple):
+    """What the larger and the smaller of two keep; at_tie: the weight of a tie's right side."""
+
+    a: Array
+    b: Array
+    at_tie: float
+
+
+def maximum_forward(a: Array, b: Array, *, at_tie: float = 0.5) -> tuple[Array, Compared]:
     """out = the larger of a and b, NaN where one is. Shapes: a and b broadcast to out."""
-    return np.where((b.real > a.real) | np.isnan(b), b, a), (a, b, at_tie)
+    return np.where((b.real > a.real) | np.isnan(b), b, a), Compared(a, b, at_tie)
 
 
-def maximum_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
+def maximum_backward(dout: Array, kept: Compared) -> Gradients:
     """dout goes to the larger one; in a tie a gets the weight w, b gets 1 - w, by default half each."""
-    a, b, at_tie = cache
-    share = _share(a, b, 0.0, 1.0, at_tie)
+    a, b = kept.a, kept.b
+    share = _share(a, b, 0.0, 1.0, kept.at_tie)
     return {"a": unbroadcast(dout * share, a.shape), "b": unbroadcast(dout * (1.0 - share), b.shape)}
 
 
-def minimum_forward(a: Array, b: Array, *, at_tie: float = 0.5) -> tuple[Array, tuple[Array, Array, float]]:
+def minimum_forward(a: Array, b: Array, *, at_tie: float = 0.5) -> tuple[Array, Compared]:
     """out = the smaller of a and b, NaN where one is. Shapes: a and b broadcast to out."""
-    return np.where((b.real < a.real) | np.isnan(b), b, a), (a, b, at_tie)
+    return np.where((b.real < a.real) | np.isnan(b), b, a), Compared(a, b, at_tie)
 
 
-def minimum_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
+def minimum_backward(dout: Array, kept: Compared) -> Gradients:
     """dout goes to the smaller one; in a tie a gets 1 - w, b gets the weight w, by default half each."""
-    a, b, at_tie = cache
-    share = _share(a, b, 1.0, 0.0, at_tie)
+    a, b = kept.a, kept.b
+    share = _share(a, b, 1.0, 0.0, kept.at_tie)
     return {"a": unbroadcast(dout * share, a.shape), "b": unbroadcast(dout * (1.0 - share), b.shape)}
 
 

@@ -26,18 +26,27 @@ from gradproof.reference.common import Array, Gradients, logistic, tie_shares
 from gradproof.reference.walk import Row
 
 
-def glu_forward(x: Array, *, axis: int) -> tuple[Array, tuple[Array, Array, int]]:
+class Gated(NamedTuple):
+    """What glu keeps: a, the gate sigmoid(b), and the axis of the halves."""
+
+    a: Array
+    gate: Array
+    axis: int
+
+
+def glu_forward(x: Array, *, axis: int) -> tuple[Array, Gated]:
     """out = a sigmoid(b) (Dauphin et al. 2017)."""
     a, b = np.split(x, 2, axis)
     gate = logistic(b)
-    return a * gate, (a, gate, axis)
+    return a * gate, Gated(a, gate, axis)
 
 
-def glu_backward(dout: Array, cache: tuple[Array, Array, int]) -> Gradients:
-    """da = dout s, db = dout a s (1 - s), with s = sigmoid(b)."""
-    a, gate, axis = cache
-    da = dout * gate
-    return {"x": np.concatenate((da, da * a * (1.0 - gate)), axis)}
+def glu_backward(dout: Array, kept: Gated) -> Gradients:
+    """da = dout s, db = da a (1 - s), with s = sigmoid(b), the gate."""
+    a, s = kept.a, kept.gate
+    da = dout * s
+    db = da * a * (1.0 - s)
+    return {"x": np.concatenate((da, db), kept.axis)}
 
 
 class Unit(NamedTuple):
@@ -58,11 +67,11 @@ def unit_forward(activation: Row, x: Array, axis: int) -> tuple[Array, Unit]:
     return active * b, Unit(active, b, of_a, backward, axis)
 
 
-def unit_backward(dout: Array, cache: Unit) -> Gradients:
+def unit_backward(dout: Array, kept: Unit) -> Gradients:
     """da = dout b f'(a), db = dout f(a)."""
-    active, b, of_a, backward, axis = cache
-    da = backward(dout * b, of_a)["x"]
-    return {"x": np.concatenate((da, dout * active), axis)}
+    da = kept.backward(dout * kept.b, kept.of_a)["x"]
+    db = dout * kept.active
+    return {"x": np.concatenate((da, db), kept.axis)}
 
 
 def swiglu_forward(x: Array, *, axis: int) -> tuple[Array, Unit]:
@@ -81,7 +90,18 @@ def geglu_forward(x: Array, *, axis: int, approximate: str) -> tuple[Array, Unit
     return unit_forward(GELUS[approximate], x, axis)
 
 
-def maxout_forward(x: Array, *, axis: int, pieces: int, at_tie: float = 0.0) -> tuple[Array, tuple[Any, ...]]:
+class Winners(NamedTuple):
+    """What maxout keeps: each piece's share of its group's gradient, with the pieces along an axis of their own.
+
+    within: that axis. shape: x's.
+    """
+
+    shares: Array
+    within: int
+    shape: Shape
+
+
+def maxout_forward(x: Array, *, axis: int, pieces: int, at_tie: float = 0.0) -> tuple[Array, Winners]:
     """out_i = max over j < pieces of x_(i pieces + j), i and j along the axis (Goodfellow et al. 2013)."""
     place = axis % x.ndim
     within = place + 1
@@ -90,13 +110,13 @@ def maxout_forward(x: Array, *, axis: int, pieces: int, at_tie: float = 0.0) -> 
     largest = np.take_along_axis(grouped, winner, within)
     shares = tie_shares(grouped.real == largest.real, within, at_tie)
     # NaN, which overflow leaves behind, equals nothing and must not pass for a share of 0.
-    return np.squeeze(largest, within), (np.where(np.isnan(largest), largest.real, shares), within, x.shape)
+    shares = np.where(np.isnan(largest), largest.real, shares)
+    return np.squeeze(largest, within), Winners(shares, within, x.shape)
 
 
-def maxout_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def maxout_backward(dout: Array, kept: Winners) -> Gradients:
     """dx = dout at the largest of each group, 0 elsewhere. Where several are largest, by default at the first."""
-    shares, within, shape = cache
-    return {"x": (shares * np.expand_dims(dout, within)).reshape(shape)}
+    return {"x": (kept.shares * np.expand_dims(dout, kept.within)).reshape(kept.shape)}
 
 
 class HalvedAxis(Axis):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,57 +33,86 @@ Places = tuple[Array, ...]
 """An index array per axis."""
 
 
-def embedding_forward(indices: Array, weight: Array, *, padding_idx: int) -> tuple[Array, tuple[Array, Shape, int]]:
+class Picked(NamedTuple):
+    """What an embedding keeps: indices (...) of rows of a weight (R, D)."""
+
+    indices: Array
+    weight_shape: Shape
+    padding_idx: int
+
+
+def embedding_forward(indices: Array, weight: Array, *, padding_idx: int) -> tuple[Array, Picked]:
     """out = the rows of the table that the indices name. Shapes: indices (...), weight (R, D), out (..., D)."""
-    return weight[indices], (indices, weight.shape, padding_idx)
+    return weight[indices], Picked(indices, weight.shape, padding_idx)
 
 
-def embedding_backward(dout: Array, cache: tuple[Array, Shape, int]) -> Gradients:
+def embedding_backward(dout: Array, kept: Picked) -> Gradients:
     """dweight_r = the sum of dout where r was picked; 0 for the row padding_idx, which is held constant."""
-    indices, weight_shape, padding_idx = cache
-    trained = np.where((indices == padding_idx)[..., None], 0.0, dout)
-    return {"weight": _summed_at(indices, trained, weight_shape)}
+    trained = np.where((kept.indices == kept.padding_idx)[..., None], 0.0, dout)
+    return {"weight": _summed_at(kept.indices, trained, kept.weight_shape)}
+
+
+class Bags(NamedTuple):
+    """What bags keep: indices (N, L), the rows that they name (N, L, D), and of each its share in the bag's sum.
+
+    Shapes: shares (N, L, 1) or (N, L, D), factors too: these times the weights per sample, where it is weighted.
+    """
+
+    indices: Array
+    rows: Array
+    shares: Array
+    factors: Array
+    weight_shape: Shape
+    weighted: bool
 
 
 def embedding_bag_forward(
     indices: Array, weight: Array, per_sample_weights: Array | None = None, *, mode: str, padding_idx: int
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Bags]:
     """out = the sum, mean or maximum of the rows in each bag but for those at padding_idx; 0 for a bag of these alone.
 
     Shapes: indices (N, L), weight (R, D), per_sample_weights (N, L) to multiply the rows by, out (N, D).
     """
-    rows, kept = weight[indices], (indices != padding_idx)[..., None]
+    rows, counted = weight[indices], (indices != padding_idx)[..., None]
     if mode == "max":
-        candidates = np.where(kept, rows.real, -np.inf)
-        shares = np.where(kept, tie_shares(candidates == candidates.max(axis=1, keepdims=True), 1, 0.0), 0.0)
+        candidates = np.where(counted, rows.real, -np.inf)
+        shares = np.where(counted, tie_shares(candidates == candidates.max(axis=1, keepdims=True), 1, 0.0), 0.0)
     else:
-        shares = np.where(kept, 1.0 / np.maximum(kept.sum(axis=1, keepdims=True), 1) if mode == "mean" else 1.0, 0.0)
+        share = 1.0 / np.maximum(counted.sum(axis=1, keepdims=True), 1) if mode == "mean" else 1.0
+        shares = np.where(counted, share, 0.0)
     factors = shares if per_sample_weights is None else shares * per_sample_weights[..., None]
-    cache = (indices, rows, shares, factors, weight.shape, per_sample_weights is not None)
-    return (factors * rows).sum(axis=1), cache
+    kept = Bags(indices, rows, shares, factors, weight.shape, per_sample_weights is not None)
+    return (factors * rows).sum(axis=1), kept
 
 
-def embedding_bag_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def embedding_bag_backward(dout: Array, kept: Bags) -> Gradients:
     """dweight_r = the sum of dout times the share of r, wherever it was picked, and times its own weight there.
 
     The share is 1 in a sum, one by the bag's length in a mean, and 1 for the largest alone (of equal ones the first).
     dper_sample_weights = dout times the share times the row, summed over D.
     """
-    indices, rows, shares, factors, weight_shape, weighted = cache
     g = dout[:, None]
-    gradients = {"weight": _summed_at(indices, g * factors, weight_shape)}
-    return gradients | ({"per_sample_weights": (g * shares * rows).sum(axis=-1)} if weighted else {})
+    gradients = {"weight": _summed_at(kept.indices, g * kept.factors, kept.weight_shape)}
+    return gradients | ({"per_sample_weights": (g * kept.shares * kept.rows).sum(axis=-1)} if kept.weighted else {})
 
 
-def gather_forward(x: Array, indices: Array, *, axis: int) -> tuple[Array, tuple[Array, Shape, int]]:
+class Gathered(NamedTuple):
+    """What a gather keeps; the indices and x_shape broadcast, but for the axis."""
+
+    indices: Array
+    x_shape: Shape
+    axis: int
+
+
+def gather_forward(x: Array, indices: Array, *, axis: int) -> tuple[Array, Gathered]:
     """out_i = x at indices_i along the axis. Shapes: x and indices broadcast, but for the axis; same rank."""
-    return np.take_along_axis(x, indices, axis), (indices, x.shape, axis)
+    return np.take_along_axis(x, indices, axis), Gathered(indices, x.shape, axis)
 
 
-def gather_backward(dout: Array, cache: tuple[Array, Shape, int]) -> Gradients:
+def gather_backward(dout: Array, kept: Gathered) -> Gradients:
     """dx_j = the sum of dout where j was picked."""
-    indices, x_shape, axis = cache
-    return {"x": _summed_at(_along(indices, x_shape, axis), dout, x_shape)}
+    places = _along(kept.indices, kept.x_shape, kept.axis)
+    return {"x": _summed_at(places, dout, kept.x_shape)}
 
 
 def scatter_add_forward(x: Array, indices: Array, source: Array, *, axis: int) -> tuple[Array, Places]:
@@ -114,54 +143,68 @@ def _summed_at(places: Array | Places, values: Array, shape: Shape) -> Array:
     return summed
 
 
-def where_forward(a: Array, b: Array, condition: Array) -> tuple[Array, tuple[Array, Shape, Shape]]:
+class Chosen(NamedTuple):
+    """What a choice keeps: where a was chosen."""
+
+    chosen: Array
+    a_shape: Shape
+    b_shape: Shape
+
+
+def where_forward(a: Array, b: Array, condition: Array) -> tuple[Array, Chosen]:
     """out = a where the condition is 1, b where it is 0. Shapes: all three broadcast to out."""
     chosen = condition == 1
-    return np.where(chosen, a, b), (chosen, a.shape, b.shape)
+    return np.where(chosen, a, b), Chosen(chosen, a.shape, b.shape)
 
 
-def where_backward(dout: Array, cache: tuple[Array, Shape, Shape]) -> Gradients:
+def where_backward(dout: Array, kept: Chosen) -> Gradients:
     """da = dout where the condition is 1, db = dout where it is 0, each summed where it was broadcast."""
-    chosen, a_shape, b_shape = cache
-    da, db = np.where(chosen, dout, 0.0), np.where(chosen, 0.0, dout)
-    return {"a": unbroadcast(da, a_shape), "b": unbroadcast(db, b_shape)}
+    da, db = np.where(kept.chosen, dout, 0.0), np.where(kept.chosen, 0.0, dout)
+    return {"a": unbroadcast(da, kept.a_shape), "b": unbroadcast(db, kept.b_shape)}
 
 
-def slice_forward(x: Array, *, axis: int, start: int, stop: int, step: int) -> tuple[Array, tuple[Array, Shape, int]]:
+class Taken(NamedTuple):
+    """From which places along an axis of x the elements of out were taken."""
+
+    places: Array
+    x_shape: Shape
+    axis: int
+
+
+def slice_forward(x: Array, *, axis: int, start: int, stop: int, step: int) -> tuple[Array, Taken]:
     """out = every step-th element along the axis from start to stop (excluded), as in Python's x[start:stop:step]."""
     return _taken(x, np.arange(x.shape[axis])[start:stop:step], axis)
 
 
-def split_forward(x: Array, *, axis: int, parts: int, index: int) -> tuple[Array, tuple[Array, Shape, int]]:
+def split_forward(x: Array, *, axis: int, parts: int, index: int) -> tuple[Array, Taken]:
     """out = the part at that index of so many parts along the axis, n mod parts of which are longer by one, first."""
     return _taken(x, np.array_split(np.arange(x.shape[axis]), parts)[index], axis)
 
 
-def _taken(x: Array, places: Array, axis: int) -> tuple[Array, tuple[Array, Shape, int]]:
-    return np.take(x, places, axis), (places, x.shape, axis)
+def _taken(x: Array, places: Array, axis: int) -> tuple[Array, Taken]:
+    return np.take(x, places, axis), Taken(places, x.shape, axis)
 
 
-def taken_backward(dout: Array, cache: tuple[Array, Shape, int]) -> Gradients:
+def taken_backward(dout: Array, kept: Taken) -> Gradients:
     """dx = dout at the places that were taken, 0 elsewhere."""
-    places, x_shape, axis = cache
-    dx = np.zeros_like(dout, shape=x_shape)
-    dx.swapaxes(0, axis)[places] = dout.swapaxes(0, axis)
+    dx = np.zeros_like(dout, shape=kept.x_shape)
+    dx.swapaxes(0, kept.axis)[kept.places] = dout.swapaxes(0, kept.axis)
     return {"x": dx}
 
 
-def sort_forward(x: Array, *, axis: int, descending: bool) -> tuple[Array, tuple[Array, Shape, int]]:
+def sort_forward(x: Array, *, axis: int, descending: bool) -> tuple[Array, Taken]:
     """out = x sorted along the axis, equal elements in their order."""
     return top_k_forward(x, k=x.shape[axis], axis=axis, largest=descending)
 
 
-def top_k_forward(x: Array, *, k: int, axis: int, largest: bool) -> tuple[Array, tuple[Array, Shape, int]]:
+def top_k_forward(x: Array, *, k: int, axis: int, largest: bool) -> tuple[Array, Taken]:
     """out = the k largest along the axis, largest first, or the k smallest, smallest first; of equal ones, the first.
 
     Shapes: x (..., n, ...), out (..., k, ...).
     """
     order = _descending(x.real, axis) if largest else np.argsort(x.real, axis=axis, kind="stable")
     places = np.take(order, np.arange(k), axis)
-    return np.take_along_axis(x, places, axis), (places, x.shape, axis)
+    return np.take_along_axis(x, places, axis), Taken(places, x.shape, axis)
 
 
 def _descending(x: Array, axis: int) -> Array:
@@ -170,11 +213,10 @@ def _descending(x: Array, axis: int) -> Array:
     return x.shape[axis] - 1 - np.flip(ascending, axis)
 
 
-def ranked_backward(dout: Array, cache: tuple[Array, Shape, int]) -> Gradients:
+def ranked_backward(dout: Array, kept: Taken) -> Gradients:
     """dx = dout where each element of out came from, 0 for elements that are not in out."""
-    places, x_shape, axis = cache
-    dx = np.zeros_like(dout, shape=x_shape)
-    np.put_along_axis(dx, places, dout, axis)
+    dx = np.zeros_like(dout, shape=kept.x_shape)
+    np.put_along_axis(dx, kept.places, dout, kept.axis)
     return {"x": dx}
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,48 +18,63 @@ from gradproof.model.options import MAX_RANK, Choice, Option, Options, OptionVal
 from gradproof.reference.common import Array, Gradients, unbroadcast
 
 
-def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, tuple[Array, Array, bool]]:
+class LinearOperands(NamedTuple):
+    """What a linear map keeps: x (..., I) and weight (O, I)."""
+
+    x: Array
+    weight: Array
+    biased: bool
+
+
+def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, LinearOperands]:
     """out = x weight^T + bias. Shapes: x (..., I), weight (O, I), bias (O,), out (..., O)."""
     out = x @ weight.T
-    return (out if bias is None else out + bias), (x, weight, bias is not None)
+    return (out if bias is None else out + bias), LinearOperands(x, weight, bias is not None)
 
 
-def linear_backward(dout: Array, cache: tuple[Array, Array, bool]) -> Gradients:
+def linear_backward(dout: Array, kept: LinearOperands) -> Gradients:
     """dx = dout weight; dweight = sum of the outer products of dout and x over ...; dbias = sum of dout over ...."""
-    x, weight, biased = cache
+    x, weight = kept.x, kept.weight
     count = math.prod(x.shape[:-1])
     rows = dout.reshape(count, weight.shape[0])
     gradients = {"x": dout @ weight, "weight": rows.T @ x.reshape(count, weight.shape[1])}
-    return gradients | ({"bias": rows.sum(axis=0)} if biased else {})
+    return gradients | ({"bias": rows.sum(axis=0)} if kept.biased else {})
 
 
-BilinearCache = tuple[Array, Array, Array, Array, bool]
+class BilinearOperands(NamedTuple):
+    """What a bilinear map keeps: x1 (..., I1), x2 (..., I2), weight (O, I1, I2); halfway, x1 weight, (..., O, I2)."""
+
+    x1: Array
+    x2: Array
+    weight: Array
+    halfway: Array
+    biased: bool
 
 
-def bilinear_forward(x1: Array, x2: Array, weight: Array, bias: Array | None = None) -> tuple[Array, BilinearCache]:
+def bilinear_forward(x1: Array, x2: Array, weight: Array, bias: Array | None = None) -> tuple[Array, BilinearOperands]:
     """out_o = sum_ij x1_i weight_oij x2_j + bias_o.
 
     Shapes: x1 (..., I1), x2 (..., I2), weight (O, I1, I2), bias (O,), out (..., O).
     """
     halfway = np.einsum("...i,oij->...oj", x1, weight)
     out = np.einsum("...oj,...j->...o", halfway, x2)
-    return (out if bias is None else out + bias), (x1, x2, weight, halfway, bias is not None)
+    return (out if bias is None else out + bias), BilinearOperands(x1, x2, weight, halfway, bias is not None)
 
 
-def bilinear_backward(dout: Array, cache: BilinearCache) -> Gradients:
+def bilinear_backward(dout: Array, kept: BilinearOperands) -> Gradients:
     """dx1_i = sum_oj dout_o weight_oij x2_j; dx2_j = sum_oi dout_o x1_i weight_oij; dweight_oij = dout_o x1_i x2_j.
 
     dbias = dout; dweight and dbias are summed over ....
     """
-    x1, x2, weight, halfway, biased = cache
+    x1, x2, weight = kept.x1, kept.x2, kept.weight
     other_half = np.einsum("oij,...j->...oi", weight, x2)
     outer = np.einsum("...o,...i->...oi", dout, x1)
     gradients = {
         "x1": np.einsum("...o,...oi->...i", dout, other_half),
-        "x2": np.einsum("...o,...oj->...j", dout, halfway),
+        "x2": np.einsum("...o,...oj->...j", dout, kept.halfway),
         "weight": np.einsum("noi,nj->oij", outer.reshape(-1, *weight.shape[:2]), x2.reshape(-1, x2.shape[-1])),
     }
-    return gradients | ({"bias": unbroadcast(dout, dout.shape[-1:])} if biased else {})
+    return gradients | ({"bias": unbroadcast(dout, dout.shape[-1:])} if kept.biased else {})
 
 
 def matmul_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -96,18 +112,26 @@ class Indices:
         return f"{self.a},{self.b}->{self.out}"
 
 
-def einsum_forward(a: Array, b: Array, *, equation: str) -> tuple[Array, tuple[Array, Array, Indices]]:
+class EinsumOperands(NamedTuple):
+    """What an einsum keeps: an axis of a, b and out per index."""
+
+    a: Array
+    b: Array
+    indices: Indices
+
+
+def einsum_forward(a: Array, b: Array, *, equation: str) -> tuple[Array, EinsumOperands]:
     """out = the sum of a b over every index that out lacks, as in Einstein's notation.
 
     Shapes: an axis per index; the same index, the same length.
     """
     indices = parse_equation(equation)
-    return np.einsum(indices.equation, a, b), (a, b, indices)
+    return np.einsum(indices.equation, a, b), EinsumOperands(a, b, indices)
 
 
-def einsum_backward(dout: Array, cache: tuple[Array, Array, Indices]) -> Gradients:
+def einsum_backward(dout: Array, kept: EinsumOperands) -> Gradients:
     """da = the sum of dout b over every index that a lacks, the same along every index that only a has; db likewise."""
-    a, b, indices = cache
+    a, b, indices = kept.a, kept.b, kept.indices
     return {
         "a": _operand_gradient(dout, indices.out, b, indices.b, a, indices.a),
         "b": _operand_gradient(dout, indices.out, a, indices.a, b, indices.b),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,20 +50,28 @@ def multiply_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     return {"a": unbroadcast(dout * b, a.shape), "b": unbroadcast(dout * a, b.shape)}
 
 
-def divide_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+class Quotient(NamedTuple):
+    """What a division keeps: out = a / b, to which a and b broadcast."""
+
+    a: Array
+    b: Array
+    out: Array
+
+
+def divide_forward(a: Array, b: Array) -> tuple[Array, Quotient]:
     """out = a / b, element by element; infinite, or NaN for 0 / 0, where b is 0. Shapes: a and b broadcast to out."""
     out = a / b
-    return out, (a, b, out)
+    return out, Quotient(a, b, out)
 
 
-def divide_backward(dout: Array, cache: tuple[Array, Array, Array]) -> Gradients:
+def divide_backward(dout: Array, kept: Quotient) -> Gradients:
     """da = dout / b, db = -(dout / b) (a / b), each summed over the axes along which it was broadcast.
 
     b^2 stands nowhere: it may overflow or vanish where neither quotient does.
     """
-    a, b, out = cache
+    a, b = kept.a, kept.b
     share = dout / b
-    return {"a": unbroadcast(share, a.shape), "b": unbroadcast(-share * out, b.shape)}
+    return {"a": unbroadcast(share, a.shape), "b": unbroadcast(-share * kept.out, b.shape)}
 
 
 def concatenate_forward(*xs: Array, axis: int) -> tuple[Array, tuple[list[int], int]]:

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 
 from gradproof.reference.classification import (
+    CrossEntropyTerms,
+    FocalTerms,
+    LogitTerms,
     bce_with_logits_backward,
     bce_with_logits_forward,
     cross_entropy_forward,
@@ -22,9 +25,7 @@ from gradproof.reference.common import (
 )
 from gradproof.reference.margins import multilabel_soft_margin_backward
 from gradproof.reference.regression import huber_forward
-from gradproof.reference.softmax import (
-    logsumexp_forward,
-)
+from gradproof.reference.softmax import SummedExponentials, logsumexp_forward
 
 # The softmax made again from the logarithm of the sum of exponentials.
 
@@ -53,24 +54,25 @@ def softmax_from_sum(x: Array, *, axis: int) -> tuple[Array, Any]:
     return out, (out, axis)
 
 
-def logsumexp_keeping_out(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Array, Any]:
+def logsumexp_keeping_out(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Array, SummedExponentials]:
     """dx = dout exp(x - out), from the stored out."""
-    out, (_, *rest) = logsumexp_forward(x, axis=axis, keepdims=keepdims)
-    return out, (np.exp(_less_logsumexp(x, axis)), *rest)
+    out, kept = logsumexp_forward(x, axis=axis, keepdims=keepdims)
+    return out, kept._replace(softmax=np.exp(_less_logsumexp(x, axis)))
 
 
-def cross_entropy_from_sum(x: Array, target: Array, weight: Array | None = None, **options: Any) -> tuple[Array, Any]:
+def cross_entropy_from_sum(
+    x: Array, target: Array, weight: Array | None = None, **options: Any
+) -> tuple[Array, CrossEntropyTerms]:
     """The logarithms of the probabilities are x - log(sum exp(x)), as most fused kernels have them."""
-    out, (log_probabilities, *rest) = cross_entropy_forward(x, target, weight, **options)
+    out, kept = cross_entropy_forward(x, target, weight, **options)
     again = _less_logsumexp(x, -1)
-    moved = again - log_probabilities  # what rounding at the size of the largest x makes of them
-    return out + _moved_loss(moved, rest, out), (again, *rest)
+    moved = again - kept.log_probabilities  # what rounding at the size of the largest x makes of them
+    return out + _moved_loss(moved, kept), kept._replace(log_probabilities=again)
 
 
-def _moved_loss(moved: Array, rest: list[Any], out: Array) -> Array:
-    coefficients, _, divisor, *_, reduction = rest
-    loss = -(coefficients * moved).sum(axis=-1)
-    return loss if reduction == "none" else loss.sum() / (divisor if reduction == "mean" else 1.0)
+def _moved_loss(moved: Array, kept: CrossEntropyTerms) -> Array:
+    loss = -(kept.coefficients * moved).sum(axis=-1)
+    return loss if kept.reduction == "none" else loss.sum() / (kept.divisor if kept.reduction == "mean" else 1.0)
 
 
 def huber_in_parts(x: Array, target: Array, *, delta: float, reduction: str) -> tuple[Array, Any]:
@@ -108,31 +110,37 @@ def log_cosh_by_logaddexp_backward(dout: Array, cache: Any) -> Gradients:
 # The logistic function from the logarithm 1 + exp(x) of the loss, and the target's term by itself.
 
 
-def bce_with_logits_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """dx = g q exp(x - log(1 + exp(x))) - g p target."""
-    x, target, weight, pos_weight, reduction = cache
-    g = spread_cotangent(dout, x.shape, reduction) * (1.0 if weight is None else weight)
-    p = 1.0 if pos_weight is None else pos_weight
-    dx = g * (1.0 + (p - 1.0) * target) * np.exp(x - log_one_plus_exp(x)) - g * p * target
-    return bce_with_logits_backward(dout, cache) | {"x": dx}
+def bce_with_logits_in_terms(dout: Array, kept: LogitTerms) -> Gradients:
+    """dx = g q exp(x - log(1 + exp(x))) - g p target, q = 1 + (p - 1) target."""
+    x, target = kept.x, kept.target
+    g, p = _weighed_cotangent(dout, kept), _positives_weight(kept)
+    q = 1.0 + (p - 1.0) * target
+    dx = g * q * np.exp(x - log_one_plus_exp(x)) - g * p * target
+    return bce_with_logits_backward(dout, kept) | {"x": dx}
+
+
+def _weighed_cotangent(dout: Array, kept: LogitTerms) -> Array:
+    return spread_cotangent(dout, kept.x.shape, kept.reduction) * (1.0 if kept.weight is None else kept.weight)
+
+
+def _positives_weight(kept: LogitTerms) -> Array | float:
+    return 1.0 if kept.pos_weight is None else kept.pos_weight
 
 
 def bce_with_logits_by_logarithms(
     x: Array, target: Array, weight: Array | None = None, pos_weight: Array | None = None, *, reduction: str
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, LogitTerms]:
     """l = weight ((1 - target) x + q log(1 + exp(-x))), two numbers near -x far below 0."""
     p = np.ones_like(x) if pos_weight is None else pos_weight
-    out, (*_, reduction) = bce_with_logits_forward(x, target, weight, p, reduction=reduction)
-    return out, (x, target, weight, pos_weight, reduction)
+    out, kept = bce_with_logits_forward(x, target, weight, p, reduction=reduction)
+    return out, kept._replace(pos_weight=pos_weight)
 
 
-def bce_with_logits_by_logarithms_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def bce_with_logits_by_logarithms_backward(dout: Array, kept: LogitTerms) -> Gradients:
     """dtarget = g (p log(1 + exp(-x)) - log(1 + exp(x))): near 0 and with p = 1 two numbers near 0.69."""
-    x, _, weight, pos_weight, reduction = cache
-    g = spread_cotangent(dout, x.shape, reduction) * (1.0 if weight is None else weight)
-    p = 1.0 if pos_weight is None else pos_weight
+    x, g, p = kept.x, _weighed_cotangent(dout, kept), _positives_weight(kept)
     dtarget = g * p * log_one_plus_exp(-x) - g * log_one_plus_exp(x)
-    return bce_with_logits_backward(dout, cache) | {"target": dtarget}
+    return bce_with_logits_backward(dout, kept) | {"target": dtarget}
 
 
 def multilabel_soft_margin_by_logarithms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
@@ -154,18 +162,19 @@ def multilabel_soft_margin_in_terms(dout: Array, cache: tuple[Any, ...]) -> Grad
 # The focal loss with the derivatives of s(x) and s(-x) from their values.
 
 
-def sigmoid_focal_from_values(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def sigmoid_focal_from_values(dout: Array, kept: FocalTerms) -> Gradients:
     """dx = g b (gamma u^(gamma - 1) c u' + u^gamma (s(x) - target)), u' from s (1 - s), which loses digits near 1.
 
     dtarget = g (b (gamma u^(gamma - 1) c (s(-x) - s(x)) - u^gamma x) + b' u^gamma c), a difference of rounded numbers.
     """
-    x, _, decay, distance, wrong, entropy, _, balance, alpha, gamma, reduction = cache
-    g, side = spread_cotangent(dout, x.shape, reduction), np.where(x < 0, -1.0, 1.0)
-    u, large, small = wrong / (1.0 + decay), 1.0 / (1.0 + decay), decay / (1.0 + decay)
+    x, decay, distance, gamma = kept.x, kept.decay, kept.distance, kept.gamma
+    b, c = kept.balance, kept.entropy
+    g, side = spread_cotangent(dout, x.shape, kept.reduction), np.where(x < 0, -1.0, 1.0)
+    u, large, small = kept.wrong / (1.0 + decay), 1.0 / (1.0 + decay), decay / (1.0 + decay)
     slope = side * (distance * (large * (1.0 - large)) - (1.0 - distance) * (small * (1.0 - small)))
     steep = np.where(u == 0, 0.0, gamma * np.where(u == 0, 1.0, u) ** (gamma - 1.0))
-    dx = g * balance * (steep * entropy * slope + u**gamma * (side * (distance - small)))
-    dtarget = g * balance * (steep * entropy * side * (small - large) - u**gamma * x)
-    if alpha >= 0.0:
-        dtarget = dtarget + g * (2.0 * alpha - 1.0) * u**gamma * entropy
-    return sigmoid_focal_backward(dout, cache) | {"x": dx, "target": dtarget}
+    dx = g * b * (steep * c * slope + u**gamma * (side * (distance - small)))
+    dtarget = g * b * (steep * c * side * (small - large) - u**gamma * x)
+    if kept.alpha >= 0.0:
+        dtarget = dtarget + g * (2.0 * kept.alpha - 1.0) * u**gamma * c
+    return sigmoid_focal_backward(dout, kept) | {"x": dx, "target": dtarget}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +49,15 @@ def softmin_backward(dout: Array, cache: tuple[Array, int]) -> Gradients:
     return {"x": -softmax_backward(dout, cache)["x"]}
 
 
-def logsumexp_forward(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Array, tuple[Any, ...]]:
+class SummedExponentials(NamedTuple):
+    """What logsumexp keeps: the softmax over the axes, which has the shape of x."""
+
+    softmax: Array
+    axis: tuple[int, ...]
+    keepdims: bool
+
+
+def logsumexp_forward(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tuple[Array, SummedExponentials]:
     """out = log(sum_j exp(x_j)), over one or more axes; the maximum is taken out of the sum first.
 
     Shapes: out as x, the axes dropped or, with keepdims, of length 1.
@@ -58,13 +66,13 @@ def logsumexp_forward(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> tup
     weights = np.exp(x - peak)
     total = weights.sum(axis=axis, keepdims=True)
     out = peak + np.log(total)
-    return (out if keepdims else np.squeeze(out, axis)), (weights / total, axis, keepdims)
+    kept = SummedExponentials(weights / total, axis, keepdims)
+    return (out if keepdims else np.squeeze(out, axis)), kept
 
 
-def logsumexp_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def logsumexp_backward(dout: Array, kept: SummedExponentials) -> Gradients:
     """dx_i = dout s_i, with s the softmax over the axes."""
-    softmax, axis, keepdims = cache
-    return {"x": softmax * (dout if keepdims else np.expand_dims(dout, axis))}
+    return {"x": kept.softmax * (dout if kept.keepdims else np.expand_dims(dout, kept.axis))}
 
 
 def _reduced_shape(shapes: Sequence[Shape], options: Options) -> Shape:

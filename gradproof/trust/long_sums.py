@@ -16,6 +16,7 @@ from gradproof.model.case import Case
 from gradproof.model.layer import index_domain
 from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS
+from gradproof.reference.indexing import Picked
 from gradproof.reference.walk import Row
 from gradproof.trust.rounded import RoundedOnce
 from gradproof.verdict.agreement import judge
@@ -71,12 +72,11 @@ def embedding_row(kept: str) -> Row:
     """dweight_r = the sum of dout where r was picked, token after token."""
     layer = LAYERS["embedding"]
 
-    def backward(dout: Array, cache: tuple[Any, ...]) -> dict[str, Array]:
-        indices, shape, padding = cache
-        dweight = np.zeros(shape, kept)
-        for index, each in zip(indices, dout.astype(kept), strict=True):
+    def backward(dout: Array, picked: Picked) -> dict[str, Array]:
+        dweight = np.zeros(picked.weight_shape, kept)
+        for index, each in zip(picked.indices, dout.astype(kept), strict=True):
             dweight[index] += each
-        dweight[padding] = 0.0
+        dweight[picked.padding_idx] = 0.0
         return {"weight": dweight.astype(np.float64)}
 
     return layer.forward, backward

@@ -21,7 +21,7 @@ from gradproof.model.adapter import Adapter, AdapterError, Forward
 from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.activations import sigmoid_forward
-from gradproof.reference.linear import linear_backward, linear_forward
+from gradproof.reference.linear import LinearOperands, linear_backward, linear_forward
 from gradproof.reference.regression import half_squared_error_backward, half_squared_error_forward
 from gradproof.show.walk import Walk, render_walk, walk
 
@@ -267,11 +267,10 @@ def flipped_sign(dout: np.ndarray, cache: Any) -> dict[str, np.ndarray]:
     return {name: -gradient for name, gradient in half_squared_error_backward(dout, cache).items()}
 
 
-def early_update(dout: np.ndarray, cache: Any) -> dict[str, np.ndarray]:
+def early_update(dout: np.ndarray, kept: LinearOperands) -> dict[str, np.ndarray]:
     """Sends the delta back through weights that have already taken their step."""
-    x, weight, biased = cache
-    right = linear_backward(dout, cache)
-    return right | {"x": linear_backward(dout, (x, weight - 0.5 * right["weight"], biased))["x"]}
+    right = linear_backward(dout, kept)
+    return right | {"x": linear_backward(dout, kept._replace(weight=kept.weight - 0.5 * right["weight"]))["x"]}
 
 
 STATED = frozenset(SIGMOID.expected.gradients)

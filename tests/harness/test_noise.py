@@ -19,6 +19,7 @@ from gradproof.model.dtypes import HALF, VALID_DTYPES, limits
 from gradproof.model.network import Input, Network, Node
 from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
+from gradproof.reference.linear import LinearOperands
 from gradproof.verdict import agreement, equations, noise
 from gradproof.verdict.agreement import FEW_RUNS, MANY_RUNS, judge
 from gradproof.verdict.equations import EVERY, INSIDE, PEAK, STORED, Arithmetic, Equations, Floor
@@ -662,8 +663,8 @@ def cancelling_sum(large: float = 1e8) -> tuple[Adapter, Case]:
     return NumpyReference(), case(network, "float32", [[large], [1.0], [-large]], **ones)
 
 
-def _linear_in_order(x: Array, weight: Array) -> tuple[Array, Any]:
-    return (x[..., None, :] * weight).cumsum(axis=-1)[..., -1], (x, weight, False)
+def _linear_in_order(x: Array, weight: Array) -> tuple[Array, LinearOperands]:
+    return (x[..., None, :] * weight).cumsum(axis=-1)[..., -1], LinearOperands(x, weight, biased=False)
 
 
 def cancelling_product() -> tuple[Adapter, Case]:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from gradproof.reference import LAYERS
+from gradproof.reference.attention import Attended
 from gradproof.reference.common import unbroadcast
+from gradproof.reference.linear import LinearOperands
 from gradproof.reference.walk import Row
 from gradproof.trust.faults.making import Array, Gradients, only, pair_fault, row_fault
 
@@ -70,10 +72,9 @@ def _to_eleven_bits(array: Array) -> Array:
     return np.ldexp(np.rint(mantissa * 2048.0) / 2048.0, exponent)
 
 
-def _linear_tf32(grads: Gradients, dout: Array, cache: Any) -> Gradients:
-    x, weight, _ = cache
-    rounded = LAYERS["linear"].backward(_to_eleven_bits(dout), (_to_eleven_bits(x), _to_eleven_bits(weight), False))
-    return {**grads, **rounded}
+def _linear_tf32(grads: Gradients, dout: Array, kept: LinearOperands) -> Gradients:
+    operands = LinearOperands(_to_eleven_bits(kept.x), _to_eleven_bits(kept.weight), biased=False)
+    return {**grads, **LAYERS["linear"].backward(_to_eleven_bits(dout), operands)}
 
 
 def _weights_of_the_first_step(grads: Gradients, dout: Array, cache: Any) -> Gradients:
@@ -90,9 +91,9 @@ def _only_first(steps: Array) -> Array:
     return first
 
 
-def _attention_unmasked(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+def _attention_unmasked(grads: Gradients, dout: Array, kept: Attended) -> Gradients:
     layer = LAYERS["scaled_dot_product_attention"]
-    return layer.backward(dout, (*cache[:5], np.ones_like(cache[5]), *cache[6:]))
+    return layer.backward(dout, kept._replace(allowed=np.ones_like(kept.allowed)))
 
 
 KIND_FAULTS = (

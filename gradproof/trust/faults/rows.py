@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import expit, ndtr
 
 from gradproof.reference import LAYERS
+from gradproof.reference.classification import CrossEntropyTerms, LogitTerms
 from gradproof.reference.common import unbroadcast
 from gradproof.reference.walk import Row
 from gradproof.trust.faults.making import Array, Change, Gradients, given, only, pair_fault, row_fault, scaled
@@ -73,13 +74,13 @@ def _unit_cotangent(layer: str) -> Row:
     return forward, lambda dout, cache: backward(np.ones_like(dout), cache)
 
 
-def _softmax_again(grads: Gradients, dout: Array, cache: Any) -> Array:
-    probabilities = np.exp(cache[0])
+def _softmax_again(grads: Gradients, dout: Array, kept: CrossEntropyTerms) -> Array:
+    probabilities = np.exp(kept.log_probabilities)
     return probabilities * (grads["x"] - (grads["x"] * probabilities).sum(axis=-1, keepdims=True))
 
 
-def _sigmoid_again(grads: Gradients, dout: Array, cache: Any) -> Array:
-    probabilities = 1.0 / (1.0 + np.exp(-np.clip(cache[0], -30.0, 30.0)))
+def _sigmoid_again(grads: Gradients, dout: Array, kept: LogitTerms) -> Array:
+    probabilities = 1.0 / (1.0 + np.exp(-np.clip(kept.x, -30.0, 30.0)))
     return grads["x"] * probabilities * (1.0 - probabilities)
 
 
@@ -270,7 +271,7 @@ ROW_FAULTS = (
         "bce_against_missing",
         "bce",
         "(1 - target) / (1 - x) is missing",
-        only("x", lambda g, dout, c: np.where(c[1] < 1, 0.0, g["x"])),
+        only("x", lambda g, dout, c: np.where(c.target < 1, 0.0, g["x"])),
         named="zero",
     ),
     row_fault(

@@ -8,25 +8,24 @@ from typing import Any
 import numpy as np
 
 from gradproof.reference import LAYERS
+from gradproof.reference.gated import Gated
+from gradproof.reference.indexing import Gathered, Picked
 from gradproof.trust.faults.making import Array, Gradients, only, row_fault, swapped_where_alike
 
 
-def _embedding_rows_assigned(grads: Gradients, dout: Array, cache: Any) -> Array:
-    indices, shape, padding = cache
-    weight = np.zeros(shape, dout.dtype)
-    weight[indices] = np.where((indices == padding)[..., None], 0.0, dout)
+def _embedding_rows_assigned(grads: Gradients, dout: Array, kept: Picked) -> Array:
+    weight = np.zeros(kept.weight_shape, dout.dtype)
+    weight[kept.indices] = np.where((kept.indices == kept.padding_idx)[..., None], 0.0, dout)
     return weight
 
 
-def _padding_trained(grads: Gradients, dout: Array, cache: Any) -> Gradients:
-    indices, shape, _ = cache
-    return LAYERS["embedding"].backward(dout, (indices, shape, -1))
+def _padding_trained(grads: Gradients, dout: Array, kept: Picked) -> Gradients:
+    return LAYERS["embedding"].backward(dout, kept._replace(padding_idx=-1))
 
 
-def _assigned(grads: Gradients, dout: Array, cache: Any) -> Gradients:
-    indices, shape, axis = cache
-    dx = np.zeros(shape, dout.dtype)
-    np.put_along_axis(dx, indices, dout, axis)
+def _assigned(grads: Gradients, dout: Array, kept: Gathered) -> Gradients:
+    dx = np.zeros(kept.x_shape, dout.dtype)
+    np.put_along_axis(dx, kept.indices, dout, kept.axis)
     return {"x": dx}
 
 
@@ -45,9 +44,8 @@ def _batch_norm_first_term(grads: Gradients, dout: Array, cache: Any) -> Array:
     return reciprocal * (dout if weight is None else dout * weight.reshape(-1, *[1] * (dout.ndim - 2)))
 
 
-def _halves_exchanged(grads: Gradients, dout: Array, cache: Any) -> Gradients:
-    axis = cache[-1]
-    return {"x": np.concatenate(np.split(grads["x"], 2, axis)[::-1], axis)}
+def _halves_exchanged(grads: Gradients, dout: Array, kept: Gated) -> Gradients:
+    return {"x": np.concatenate(np.split(grads["x"], 2, kept.axis)[::-1], kept.axis)}
 
 
 STRUCTURE_FAULTS = (
@@ -132,7 +130,7 @@ STRUCTURE_FAULTS = (
         "attention_scale_missing",
         "scaled_dot_product_attention",
         "the query's gradient lacks the scale",
-        lambda g, dout, c: {**g, "q": g["q"] / c[6]},
+        lambda g, dout, c: {**g, "q": g["q"] / c.scale},
         named="attention scale missing",
     ),
     row_fault(
