@@ -67,14 +67,14 @@ def softplus_backward(dout: Array, scaled: Array) -> Gradients:
 
 def silu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = x s(x), with s the logistic function (Hendrycks and Gimpel 2016)."""
-    gate = logistic(x)
-    return x * gate, (x, gate)
+    s = logistic(x)
+    return x * s, (x, s)
 
 
 def silu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
-    """f'(x) = s(x) (1 + x (1 - s(x)))."""
-    x, gate = cache
-    return {"x": dout * (gate * (1.0 + x * (1.0 - gate)))}
+    """f'(x) = s (1 + x (1 - s)), with s = s(x)."""
+    x, s = cache
+    return {"x": dout * (s * (1.0 + x * (1.0 - s)))}
 
 
 def gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -84,7 +84,7 @@ def gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
-    """f'(x) = P(x) + x p(x), with p(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
+    """f'(x) = P(x) + x p(x), with the density p(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
     x, gate = cache
     near = clamp(x, -SATURATED, SATURATED)
     density = np.exp(-0.5 * near * near) / math.sqrt(2.0 * math.pi)
@@ -94,51 +94,51 @@ def gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
 def gelu_tanh_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = x (1 + t) / 2, t = tanh(u), u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks and Gimpel 2016)."""
     near = clamp(x, -SATURATED, SATURATED)
-    bend = np.tanh(GELU_SCALE * (near + GELU_CUBIC * near * near * near))
-    return x * (0.5 * (1.0 + bend)), (x, bend)
+    t = np.tanh(GELU_SCALE * (near + GELU_CUBIC * near * near * near))
+    return x * (0.5 * (1.0 + t)), (x, t)
 
 
 def gelu_tanh_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = (1 + t) / 2 + x / 2 (1 - t^2) u', with u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)."""
-    x, bend = cache
+    x, t = cache
     near = clamp(x, -SATURATED, SATURATED)
-    inner = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * near * near)
-    return {"x": dout * (0.5 * (1.0 + bend) + 0.5 * x * (1.0 - bend * bend) * inner)}
+    du = GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * near * near)
+    return {"x": dout * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du)}
 
 
 def quick_gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = x s(1.702 x), with s the logistic function (Hendrycks and Gimpel 2016)."""
-    gate = logistic(QUICK_GELU_SCALE * x)
-    return x * gate, (x, gate)
+    s = logistic(QUICK_GELU_SCALE * x)
+    return x * s, (x, s)
 
 
 def quick_gelu_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = s (1 + 1.702 x (1 - s)), with s = s(1.702 x)."""
-    x, gate = cache
-    return {"x": dout * (gate * (1.0 + QUICK_GELU_SCALE * x * (1.0 - gate)))}
+    x, s = cache
+    return {"x": dout * (s * (1.0 + QUICK_GELU_SCALE * x * (1.0 - s)))}
 
 
 def mish_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     """f(x) = x t, with t = tanh(log(1 + exp(x))) (Misra 2019)."""
-    gate = np.tanh(log_one_plus_exp(x))
-    return x * gate, (x, gate)
+    t = np.tanh(log_one_plus_exp(x))
+    return x * t, (x, t)
 
 
 def mish_backward(dout: Array, cache: tuple[Array, Array]) -> Gradients:
     """f'(x) = t + x (1 - t^2) s(x), with s the logistic function."""
-    x, gate = cache
-    return {"x": dout * (gate + x * (1.0 - gate * gate) * logistic(x))}
+    x, t = cache
+    return {"x": dout * (t + x * (1.0 - t * t) * logistic(x))}
 
 
 def softsign_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x / (1 + |x|) (Turian et al. 2009)."""
-    below = 1.0 + magnitude(x)
-    return x / below, below
+    """f(x) = x / b, b = 1 + |x| (Turian et al. 2009)."""
+    b = 1.0 + magnitude(x)
+    return x / b, b
 
 
-def softsign_backward(dout: Array, below: Array) -> Gradients:
-    """f'(x) = 1 / (1 + |x|)^2."""
-    return {"x": dout / below / below}
+def softsign_backward(dout: Array, b: Array) -> Gradients:
+    """f'(x) = 1 / b^2."""
+    return {"x": dout / b / b}
 
 
 def squareplus_forward(x: Array, *, b: float) -> tuple[Array, tuple[Array, Array]]:
@@ -161,14 +161,14 @@ def root_plus(x: Array, b: float) -> Array:
 
 
 def tanhshrink_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x - tanh(x)."""
-    bend = np.tanh(x)
-    return x - bend, bend
+    """f(x) = x - t, t = tanh(x)."""
+    t = np.tanh(x)
+    return x - t, t
 
 
-def tanhshrink_backward(dout: Array, bend: Array) -> Gradients:
-    """f'(x) = tanh(x)^2."""
-    return {"x": dout * bend * bend}
+def tanhshrink_backward(dout: Array, t: Array) -> Gradients:
+    """f'(x) = t^2."""
+    return {"x": dout * t * t}
 
 
 def log_sigmoid_forward(x: Array) -> tuple[Array, Array]:

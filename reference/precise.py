@@ -43,10 +43,10 @@ def tanh_forward(x: Array) -> tuple[Array, Array]:
 
 
 def tanh_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = 4 d / (1 + d)^2, with d = exp(-2 |x|), where 1 - tanh(x)^2 cancels."""
-    decay = np.exp(-2.0 * magnitude(x))
-    below = 1.0 + decay
-    return {"x": dout * (4.0 * decay / (below * below))}
+    """f'(x) = 4 d / b^2, with d = exp(-2 |x|) and b = 1 + d, where 1 - tanh(x)^2 cancels."""
+    d = np.exp(-2.0 * magnitude(x))
+    b = 1.0 + d
+    return {"x": dout * (4.0 * d / (b * b))}
 
 
 def sigmoid_forward(x: Array) -> tuple[Array, Array]:
@@ -61,115 +61,128 @@ def sigmoid_backward(dout: Array, x: Array) -> Gradients:
 
 def silu_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = x s(x)."""
-    return times_logistic(x, x), x
+    return times_logistic(x, at=x), x
 
 
 def silu_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = s(x) (1 + x s(-x))."""
-    return {"x": dout * times_logistic(1.0 + x * logistic(-x), x)}
+    """f'(x) = (1 + x s(-x)) s(x)."""
+    return {"x": dout * times_logistic(1.0 + x * logistic(-x), at=x)}
 
 
-def times_logistic(a: Array, x: Array, rest: Array | float = 0.0) -> Array:
-    """a s(x + rest), where the square of `rest` does not count; exp in halves, which are never subnormal."""
-    half = np.exp(0.5 * np.where(x.real < 0, x, 0.0))
-    nearly = a * half / (1.0 + np.exp(-magnitude(x))) * half
-    return nearly * (1.0 + rest * logistic(-x))
+def times_logistic(a: Array, *, at: Array, rest: Array | float = 0.0) -> Array:
+    """a s(at + rest), where the square of `rest` does not count.
+
+    s(y) = h^2 / (1 + exp(-|y|)), h = exp(min(y, 0) / 2): a stands between the halves, so that nothing is subnormal
+    before the product is. s(y + rest) = s(y) (1 + rest s(-y)).
+    """
+    half = np.exp(0.5 * np.where(at.real < 0, at, 0.0))
+    nearly = a * half / (1.0 + np.exp(-magnitude(at))) * half
+    return nearly * (1.0 + rest * logistic(-at))
 
 
 def gelu_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x P(x), far below 0 with P(x) = erfcx(-x / sqrt(2)) exp(-x^2 / 2) / 2."""
+    """f(x) = x P(x), far below 0 with P(x) = erfcx(-x / sqrt(2)) / 2 exp(-x^2 / 2)."""
     far = clamp(x, -textbook.SATURATED, FAR)
-    tail = times_gauss(0.5 * x * erfcx(-far / math.sqrt(2.0)), far)
-    return np.where(x.real < FAR, tail, x * ndtr(x)), x
+    gelu_far = times_gauss(0.5 * x * erfcx(-far / math.sqrt(2.0)), at=far)
+    return np.where(x.real < FAR, gelu_far, x * ndtr(x)), x
 
 
 def gelu_backward(dout: Array, x: Array) -> Gradients:
     """f'(x) = (erfcx(-x / sqrt(2)) / 2 + x / sqrt(2 pi)) exp(-x^2 / 2) far below 0, else the textbook's."""
     far = clamp(x, -textbook.SATURATED, FAR)
     ratio = 0.5 * erfcx(-far / math.sqrt(2.0)) + far / math.sqrt(2.0 * math.pi)
-    _, cache = textbook.gelu_forward(x)
-    return {"x": np.where(x.real < FAR, dout * times_gauss(ratio, far), textbook.gelu_backward(dout, cache)["x"])}
+    _, kept = textbook.gelu_forward(x)
+    return {"x": np.where(x.real < FAR, dout * times_gauss(ratio, at=far), textbook.gelu_backward(dout, kept)["x"])}
 
 
-def times_gauss(a: Array, x: Array) -> Array:
-    """a exp(-x^2 / 2), x^2 to twice the digits; exp in halves, which are never subnormal."""
-    high, low = two_product(x, x)
+def times_gauss(a: Array, *, at: Array) -> Array:
+    """a exp(-at^2 / 2) = a h (h (1 - low / 2)), h = exp(-high / 4), with at^2 = high + low to twice the digits.
+
+    a stands before the halves, so that nothing is subnormal before the product is.
+    """
+    high, low = two_product(at, at)
     half = np.exp(-0.25 * high)
     return a * half * (half * (1.0 - 0.5 * low))
 
 
 def gelu_tanh_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = x s(2 u) = x (1 + tanh(u)) / 2."""
-    return times_tanh_gate(x, x), x
+    return times_tanh_gate(x, at=x), x
 
 
 def gelu_tanh_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = s(2 u) (1 + x s(-2 u) 2 u') far from 0, and near it the textbook's."""
+    """f'(x) = (1 + x s(-2 u) 2 u') s(2 u) far from 0, and near it the textbook's."""
     is_far = magnitude(x.real) > -FAR
     far = np.where(is_far, clamp(x, -textbook.SATURATED, textbook.SATURATED), FAR)
-    rest = times_tanh_gate(np.ones_like(far), -far)  # u is odd
-    slope = times_tanh_gate(1.0 + far * rest * (TWICE_LINEAR + 3.0 * TWICE_CUBIC * far * far), far)
-    _, cache = textbook.gelu_tanh_forward(x)
-    return {"x": np.where(is_far, dout * slope, textbook.gelu_tanh_backward(dout, cache)["x"])}
+    closed = times_tanh_gate(np.ones_like(far), at=-far)  # s(-2 u), for u is odd
+    slope = times_tanh_gate(1.0 + far * closed * (TWICE_LINEAR + 3.0 * TWICE_CUBIC * far * far), at=far)
+    _, kept = textbook.gelu_tanh_forward(x)
+    return {"x": np.where(is_far, dout * slope, textbook.gelu_tanh_backward(dout, kept)["x"])}
 
 
-def times_tanh_gate(a: Array, x: Array) -> Array:
-    """a s(2 u), 2 u to twice the digits."""
-    near = clamp(x, -textbook.SATURATED, textbook.SATURATED)
+def times_tanh_gate(a: Array, *, at: Array) -> Array:
+    """a s(2 u), u that of x = `at`, with 2 u = x (TWICE_LINEAR + TWICE_CUBIC x^2) to twice the digits."""
+    near = clamp(at, -textbook.SATURATED, textbook.SATURATED)
     square, of_square = two_product(near, near)
     cubic, of_cubic = two_product(square, TWICE_CUBIC)
     factor, of_factor = two_sum(cubic, TWICE_LINEAR)
     high, of_high = two_product(near, factor)
     rest = of_factor + of_cubic + TWICE_CUBIC * of_square + TWICE_CUBIC_REST * square + TWICE_LINEAR_REST
-    return times_logistic(a, high, of_high + near * rest)
+    return times_logistic(a, at=high, rest=of_high + near * rest)
 
 
 def quick_gelu_forward(x: Array) -> tuple[Array, Array]:
     """f(x) = x s(1.702 x)."""
-    return times_quick_gate(x, x), x
+    return times_quick_gate(x, at=x), x
 
 
 def quick_gelu_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = s(1.702 x) (1 + 1.702 x s(-1.702 x))."""
-    rest = times_quick_gate(np.ones_like(x), -x)
-    return {"x": dout * times_quick_gate(1.0 + textbook.QUICK_GELU_SCALE * x * rest, x)}
+    """f'(x) = (1 + 1.702 x s(-1.702 x)) s(1.702 x)."""
+    closed = times_quick_gate(np.ones_like(x), at=-x)
+    return {"x": dout * times_quick_gate(1.0 + textbook.QUICK_GELU_SCALE * x * closed, at=x)}
 
 
-def times_quick_gate(a: Array, x: Array) -> Array:
-    """a s(1.702 x). exp turns the absolute error of its argument into a relative one, so that 1.702 x needs more digits
-    than a float64 number has."""
-    near = clamp(x, -GATE_END, GATE_END)
+def times_quick_gate(a: Array, *, at: Array) -> Array:
+    """a s(1.702 at).
+
+    exp turns the absolute error of its argument into a relative one, so that 1.702 at needs more digits than a float64
+    number has.
+    """
+    near = clamp(at, -GATE_END, GATE_END)
     high, low = two_product(near, textbook.QUICK_GELU_SCALE)
-    return times_logistic(a, high, low + QUICK_GELU_REST * near)
+    return times_logistic(a, at=high, rest=low + QUICK_GELU_REST * near)
 
 
 def mish_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x t, t = tanh(log(1 + w)) = w (2 + w) / (2 + 2 w + w^2), with w = exp(x) = s(x) (1 + w)."""
-    decay = np.exp(-magnitude(x))
-    above, below = mish_quotient(x, decay)
-    return times_logistic(x * (1.0 + decay) * above / below, x), x
+    """f(x) = x t, t = tanh(log(1 + w)) = w (2 + w) / (2 + 2 w + w^2), with w = exp(x) = s(x) (1 + w).
+
+    That is x (1 + d) a / b s(x), with d = exp(-|x|), a = 2 + w and b = 2 + 2 w + w^2 as in `mish_quotient`.
+    """
+    d = np.exp(-magnitude(x))
+    a, b = mish_quotient(x, d)
+    return times_logistic(x * (1.0 + d) * a / b, at=x), x
 
 
 def mish_backward(dout: Array, x: Array) -> Gradients:
-    """f'(x) = s(x) (t / s(x) + x (1 - t^2)) far from 0, and near it the textbook's.
+    """f'(x) = (t / s(x) + x (1 - t^2)) s(x) far from 0, and near it the textbook's.
 
-    1 - t^2 = 4 (1 + w)^2 / (2 + 2 w + w^2)^2.
+    t / s(x) = (1 + d) a / b as in `mish_forward`, and 1 - t^2 = (2 (1 + w) / b)^2.
     """
     is_far = magnitude(x.real) > -FAR
     far = np.where(is_far, x, FAR)
-    decay = np.exp(-magnitude(far))
-    above, below = mish_quotient(far, decay)
-    root = np.where(far.real < 0, 2.0, 2.0 * decay) * (1.0 + decay) / below
-    slope = times_logistic((1.0 + decay) * above / below + far * root * root, far)
-    _, cache = textbook.mish_forward(x)
-    return {"x": np.where(is_far, dout * slope, textbook.mish_backward(dout, cache)["x"])}
+    d = np.exp(-magnitude(far))
+    a, b = mish_quotient(far, d)
+    root = np.where(far.real < 0, 2.0, 2.0 * d) * (1.0 + d) / b
+    slope = times_logistic((1.0 + d) * a / b + far * root * root, at=far)
+    _, kept = textbook.mish_forward(x)
+    return {"x": np.where(is_far, dout * slope, textbook.mish_backward(dout, kept)["x"])}
 
 
-def mish_quotient(x: Array, decay: Array) -> tuple[Array, Array]:
-    """2 + w and 2 + 2 w + w^2, w = exp(x); above 0 over w and over w^2. decay: the smaller of w and 1 / w."""
-    square = decay * decay
-    above = np.where(x.real < 0, 2.0 + decay, 1.0 + 2.0 * decay)
-    return above, np.where(x.real < 0, 2.0 + 2.0 * decay + square, 1.0 + 2.0 * decay + 2.0 * square)
+def mish_quotient(x: Array, d: Array) -> tuple[Array, Array]:
+    """a = 2 + w and b = 2 + 2 w + w^2, w = exp(x); above 0 over w and over w^2. d: the smaller of w and 1 / w."""
+    square = d * d
+    a = np.where(x.real < 0, 2.0 + d, 1.0 + 2.0 * d)
+    return a, np.where(x.real < 0, 2.0 + 2.0 * d + square, 1.0 + 2.0 * d + 2.0 * square)
 
 
 class Root(NamedTuple):
@@ -186,10 +199,10 @@ def squareplus_forward(x: Array, *, b: float) -> tuple[Array, Root]:
     return np.where(x.real < 0, half_quotient(x, root, b), 0.5 * x + 0.5 * root), Root(x, root, b)
 
 
-def squareplus_backward(dout: Array, cache: Root) -> Gradients:
+def squareplus_backward(dout: Array, kept: Root) -> Gradients:
     """f'(x) = (1 + x / root) / 2; below 0, where it cancels, b / (root + |x|) / 2 / root."""
-    x, root, b = cache
-    return {"x": dout * np.where(x.real < 0, half_quotient(x, root, b) / root, 0.5 * (1.0 + x / root))}
+    x, root = kept.x, kept.root
+    return {"x": dout * np.where(x.real < 0, half_quotient(x, root, kept.b) / root, 0.5 * (1.0 + x / root))}
 
 
 def half_quotient(x: Array, root: Array, b: float) -> Array:
@@ -198,13 +211,16 @@ def half_quotient(x: Array, root: Array, b: float) -> Array:
 
 
 def tanhshrink_forward(x: Array) -> tuple[Array, Array]:
-    """f(x) = x - tanh(x) = (x cosh(x) - sinh(x)) / cosh(x); below 1, from the sum of 2 k x^(2 k + 1) / (2 k + 1)!."""
+    """f(x) = x - t = (x cosh(x) - sinh(x)) / cosh(x), t = tanh(x).
+
+    Below 1 the numerator is the sum of 2 k x^(2 k + 1) / (2 k + 1)! over k.
+    """
     near = clamp(x, -1.0, 1.0)
     total = np.zeros_like(near)
     for k in range(SERIES_TERMS, 0, -1):
         total = near * near * (total + 2.0 * k / math.factorial(2 * k + 1))
-    bend = np.tanh(x)
-    return np.where(magnitude(x.real) < 1.0, near * total / np.cosh(near), x - bend), bend
+    t = np.tanh(x)
+    return np.where(magnitude(x.real) < 1.0, near * total / np.cosh(near), x - t), t
 
 
 def swiglu_forward(x: Array, *, axis: int) -> tuple[Array, Unit]:
