@@ -12,6 +12,7 @@ from gradproof.reference import (
     classification,
     convolution,
     ctc,
+    distances,
     dropout,
     elementwise,
     gated,
@@ -53,6 +54,7 @@ FAMILIES = (
     regression,
     classification,
     margins,
+    distances,
     ctc,
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,15 +31,24 @@ Step = Callable[[Array, Array, Array, Axes], Array]
 def standardized(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
     """z = (x - m) r and r, over some axes. The variance is that of the centred numbers, so that it keeps its digits."""
     centred = x - x.mean(axis=over, keepdims=True)
-    reciprocal = 1.0 / np.sqrt((centred * centred).mean(axis=over, keepdims=True) + eps)
-    return centred * reciprocal, reciprocal
+    r = 1.0 / np.sqrt((centred * centred).mean(axis=over, keepdims=True) + eps)
+    return centred * r, r
 
 
-def standardized_backward(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
+def standardized_backward(g: Array, z: Array, r: Array, over: Axes) -> Array:
     """dx = r (g - mean(g) - z mean(g z)): m depends on every x with slope 1/n, and v with slope 2 (x - m) / n."""
     mean_g = g.mean(axis=over, keepdims=True)
-    mean_gz = (g * normalized).mean(axis=over, keepdims=True)
-    return reciprocal * (g - mean_g - normalized * mean_gz)
+    mean_gz = (g * z).mean(axis=over, keepdims=True)
+    return r * (g - mean_g - z * mean_gz)
+
+
+class Standardized(NamedTuple):
+    """z, shaped as x; r and the weight as they are broadcast; over: the axes D, none where the statistics are given."""
+
+    z: Array
+    r: Array
+    weight: Array | None
+    over: Axes
 
 
 def layer_norm_forward(
@@ -50,52 +59,51 @@ def layer_norm_forward(
     axes: int,
     eps: float,
     normalize: Normalize = standardized,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Standardized]:
     """out = (x - m) r * weight + bias, m the mean over D, r = 1 / sqrt(variance over D + eps) (Ba et al. 2016).
 
     Shapes: x and out (..., D), D the trailing `axes`, weight and bias (D).
     """
     over = tuple(range(-axes, 0))
-    normalized, reciprocal = normalize(x, over, eps)
-    cache = (normalized, reciprocal, weight, over)
-    return (normalized if weight is None else normalized * weight + bias), cache
+    z, r = normalize(x, over, eps)
+    return (z if weight is None else z * weight + bias), Standardized(z, r, weight, over)
 
 
-def layer_norm_backward(dout: Array, cache: tuple[Any, ...], *, step: Step = standardized_backward) -> Gradients:
+def layer_norm_backward(dout: Array, kept: Standardized, *, step: Step = standardized_backward) -> Gradients:
     """dx = r (g - mean(g) - z mean(g z)), g = dout * weight, z = (x - m) r; dweight = sum dout z; dbias = sum dout.
 
     The means are over D, the sums over the leading axes.
     """
-    normalized, reciprocal, weight, over = cache
+    z, weight = kept.z, kept.weight
     g = dout if weight is None else dout * weight
-    gradients = {"x": step(g, normalized, reciprocal, over)}
+    gradients = {"x": step(g, z, kept.r, kept.over)}
     if weight is not None:
-        gradients |= {"weight": unbroadcast(dout * normalized, weight.shape), "bias": unbroadcast(dout, weight.shape)}
+        gradients |= {"weight": unbroadcast(dout * z, weight.shape), "bias": unbroadcast(dout, weight.shape)}
     return gradients
 
 
-def rms_norm_forward(x: Array, weight: Array | None = None, *, axes: int, eps: float) -> tuple[Array, tuple[Any, ...]]:
+def rms_norm_forward(x: Array, weight: Array | None = None, *, axes: int, eps: float) -> tuple[Array, Standardized]:
     """out = x r * weight, r = 1 / sqrt(mean of x^2 over D + eps) (Zhang and Sennrich 2019).
 
     Shapes: x and out (..., D), D the trailing `axes`, weight (D).
     """
     over = tuple(range(-axes, 0))
-    reciprocal = 1.0 / np.sqrt((x * x).mean(axis=over, keepdims=True) + eps)
-    normalized = x * reciprocal
-    return (normalized if weight is None else normalized * weight), (normalized, reciprocal, weight, over)
+    r = 1.0 / np.sqrt((x * x).mean(axis=over, keepdims=True) + eps)
+    z = x * r
+    return (z if weight is None else z * weight), Standardized(z, r, weight, over)
 
 
-def scaled_backward(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
+def scaled_backward(g: Array, z: Array, r: Array, over: Axes) -> Array:
     """dx = r (g - z mean(g z)): the mean of squares depends on every x with slope 2 x / n."""
-    return reciprocal * (g - normalized * (g * normalized).mean(axis=over, keepdims=True))
+    return r * (g - z * (g * z).mean(axis=over, keepdims=True))
 
 
-def rms_norm_backward(dout: Array, cache: tuple[Any, ...], *, step: Step = scaled_backward) -> Gradients:
+def rms_norm_backward(dout: Array, kept: Standardized, *, step: Step = scaled_backward) -> Gradients:
     """dx = r (g - z mean(g z)), g = dout * weight, z = x r; dweight = sum of dout z over the leading axes."""
-    normalized, reciprocal, weight, over = cache
+    z, weight = kept.z, kept.weight
     g = dout if weight is None else dout * weight
-    gradients = {"x": step(g, normalized, reciprocal, over)}
-    return gradients | ({} if weight is None else {"weight": unbroadcast(dout * normalized, weight.shape)})
+    gradients = {"x": step(g, z, kept.r, kept.over)}
+    return gradients | ({} if weight is None else {"weight": unbroadcast(dout * z, weight.shape)})
 
 
 def along_channels(each: Array, rank: int) -> Array:
@@ -103,19 +111,19 @@ def along_channels(each: Array, rank: int) -> Array:
     return each.reshape(-1, *(1,) * (rank - 2))
 
 
-def _affine(normalized: Array, weight: Array | None, bias: Array | None) -> Array:
+def _affine(z: Array, weight: Array | None, bias: Array | None) -> Array:
     """z * weight + bias, with a weight and a bias for each channel, or none."""
     if weight is None or bias is None:
-        return normalized
-    return normalized * along_channels(weight, normalized.ndim) + along_channels(bias, normalized.ndim)
+        return z
+    return z * along_channels(weight, z.ndim) + along_channels(bias, z.ndim)
 
 
-def _affine_backward(dout: Array, normalized: Array, weight: Array | None) -> tuple[Array, Gradients]:
+def _affine_backward(dout: Array, z: Array, weight: Array | None) -> tuple[Array, Gradients]:
     """g, and the gradients of weight and bias: the sums of dout z and of dout over all axes but the channels."""
     if weight is None:
         return dout, {}
     others = (0, *range(2, dout.ndim))
-    gradients = {"weight": (dout * normalized).sum(axis=others), "bias": dout.sum(axis=others)}
+    gradients = {"weight": (dout * z).sum(axis=others), "bias": dout.sum(axis=others)}
     return dout * along_channels(weight, dout.ndim), gradients
 
 
@@ -128,7 +136,7 @@ def batch_norm_forward(
     *,
     eps: float,
     normalize: Normalize = standardized,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Standardized]:
     """out = (x - m) r * weight + bias, per channel (Ioffe and Szegedy 2015).
 
     In training m and v are those of x over B and S. In evaluation they are given, and constant. What momentum does to
@@ -137,19 +145,27 @@ def batch_norm_forward(
     over: Axes = ()
     if running_mean is None or running_var is None:
         over = (0, *range(2, x.ndim))
-        normalized, reciprocal = normalize(x, over, eps)
+        z, r = normalize(x, over, eps)
     else:
-        reciprocal = along_channels(1.0 / np.sqrt(running_var + eps), x.ndim)
-        normalized = (x - along_channels(running_mean, x.ndim)) * reciprocal
-    return _affine(normalized, weight, bias), (normalized, reciprocal, weight, over)
+        r = along_channels(1.0 / np.sqrt(running_var + eps), x.ndim)
+        z = (x - along_channels(running_mean, x.ndim)) * r
+    return _affine(z, weight, bias), Standardized(z, r, weight, over)
 
 
-def batch_norm_backward(dout: Array, cache: tuple[Any, ...], *, step: Step = standardized_backward) -> Gradients:
+def batch_norm_backward(dout: Array, kept: Standardized, *, step: Step = standardized_backward) -> Gradients:
     """In training dx = r (g - mean(g) - z mean(g z)), in evaluation dx = r g."""
-    normalized, reciprocal, weight, over = cache
-    g, gradients = _affine_backward(dout, normalized, weight)
-    dx = step(g, normalized, reciprocal, over) if over else reciprocal * g
+    z, r, over = kept.z, kept.r, kept.over
+    g, gradients = _affine_backward(dout, z, kept.weight)
+    dx = step(g, z, r, over) if over else r * g
     return {"x": dx} | gradients
+
+
+class Grouped(NamedTuple):
+    """z, shaped as x; r of each group, (B, groups, 1); the weight, (C,)."""
+
+    z: Array
+    r: Array
+    weight: Array | None
 
 
 def group_norm_forward(
@@ -160,23 +176,23 @@ def group_norm_forward(
     groups: int,
     eps: float,
     normalize: Normalize = standardized,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Grouped]:
     """out = (x - m) r * weight + bias, m and v over S and the channels of a group (Wu and He 2018).
 
     Shapes: x and out (B, C, S...), weight and bias (C,); a group is C / `groups` channels in a row.
     """
     grouped = x.reshape(x.shape[0], groups, -1)
-    normalized, reciprocal = normalize(grouped, (-1,), eps)
-    normalized = normalized.reshape(x.shape)
-    return _affine(normalized, weight, bias), (normalized, reciprocal, weight)
+    z, r = normalize(grouped, (-1,), eps)
+    z = z.reshape(x.shape)
+    return _affine(z, weight, bias), Grouped(z, r, weight)
 
 
-def group_norm_backward(dout: Array, cache: tuple[Any, ...], *, step: Step = standardized_backward) -> Gradients:
+def group_norm_backward(dout: Array, kept: Grouped, *, step: Step = standardized_backward) -> Gradients:
     """dx = r (g - mean(g) - z mean(g z)), the means over each group."""
-    normalized, reciprocal, weight = cache
-    g, gradients = _affine_backward(dout, normalized, weight)
-    grouped = (*reciprocal.shape[:2], -1)
-    dx = step(g.reshape(grouped), normalized.reshape(grouped), reciprocal, (2,))
+    z, r = kept.z, kept.r
+    g, gradients = _affine_backward(dout, z, kept.weight)
+    grouped = (*r.shape[:2], -1)
+    dx = step(g.reshape(grouped), z.reshape(grouped), r, (2,))
     return {"x": dx.reshape(dout.shape)} | gradients
 
 
@@ -187,7 +203,7 @@ def instance_norm_forward(
     *,
     eps: float,
     normalize: Normalize = standardized,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Grouped]:
     """out = (x - m) r * weight + bias, m and v over S: each channel by itself (Ulyanov et al. 2016).
 
     Shapes: x and out (B, C, S...), weight and bias (C,).
@@ -195,27 +211,38 @@ def instance_norm_forward(
     return group_norm_forward(x, weight, bias, groups=x.shape[1], eps=eps, normalize=normalize)
 
 
+class LocalResponse(NamedTuple):
+    """x, d and shrink = d^-beta, of one shape; how far neighbours reach; factor: 2 alpha beta / size."""
+
+    x: Array
+    d: Array
+    shrink: Array
+    before: int
+    after: int
+    factor: float
+
+
 def local_response_norm_forward(
     x: Array, *, size: int, alpha: float, beta: float, k: float
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, LocalResponse]:
     """out = x d^-beta, d = k + alpha / size * (sum of x^2 over `size` neighbouring channels).
 
     Channel c has the neighbours c - size // 2 to c + (size - 1) // 2, as far as they exist; the sum is divided by
     `size` even where there are fewer (Krizhevsky et al. 2012 do not divide). Shapes: x and out (B, C, S...).
     """
     before, after = size // 2, (size - 1) // 2
-    divisor = k + (alpha / size) * channel_sums(x * x, before, after)
-    shrink = divisor**-beta
-    return x * shrink, (x, divisor, shrink, (before, after), 2.0 * alpha * beta / size)
+    d = k + (alpha / size) * channel_sums(x * x, before, after)
+    shrink = d**-beta
+    return x * shrink, LocalResponse(x, d, shrink, before, after, 2.0 * alpha * beta / size)
 
 
-def local_response_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def local_response_norm_backward(dout: Array, kept: LocalResponse) -> Gradients:
     """dx_c = dout_c d_c^-beta - 2 alpha beta / size x_c (sum of dout_e x_e d_e^(-beta - 1) over e near c).
 
     c is a neighbour of e where e lies from c - (size - 1) // 2 to c + size // 2: the reach is mirrored.
     """
-    x, divisor, shrink, (before, after), factor = cache
-    return {"x": dout * shrink - factor * x * channel_sums(dout * x * shrink / divisor, after, before)}
+    x, shrink = kept.x, kept.shrink
+    return {"x": dout * shrink - kept.factor * x * channel_sums(dout * x * shrink / kept.d, kept.after, kept.before)}
 
 
 def channel_sums(each: Array, before: int, after: int) -> Array:
@@ -226,29 +253,38 @@ def channel_sums(each: Array, before: int, after: int) -> Array:
     return neighbours.sum(axis=-1)
 
 
+class Directed(NamedTuple):
+    """linear: what the linear layer keeps; u (O, I), magnitude and |direction| (O, 1)."""
+
+    linear: Any
+    u: Array
+    magnitude: Array
+    length: Array
+
+
 def weight_norm_forward(
     x: Array, direction: Array, magnitude: Array, bias: Array | None = None
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Directed]:
     """out = x weight^T + bias, weight = magnitude u, u = direction / |direction| (Salimans and Kingma 2016).
 
     Shapes: x (..., I), direction (O, I), magnitude and bias (O,), out (..., O); |.| is the norm of each row.
     """
-    size = np.sqrt((direction * direction).sum(axis=1, keepdims=True))
-    unit = direction / size
-    out, linear = linear_forward(x, magnitude[:, None] * unit, bias)
-    return out, (linear, unit, magnitude[:, None], size)
+    length = np.sqrt((direction * direction).sum(axis=1, keepdims=True))
+    u = direction / length
+    out, linear = linear_forward(x, magnitude[:, None] * u, bias)
+    return out, Directed(linear, u, magnitude[:, None], length)
 
 
-def weight_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def weight_norm_backward(dout: Array, kept: Directed) -> Gradients:
     """dmagnitude = the sum of dweight u over a row; ddirection = magnitude (dweight - u dmagnitude) / |direction|.
 
     No step along u itself: the length of the direction has no effect.
     """
-    linear, unit, magnitude, size = cache
-    gradients = linear_backward(dout, linear)
+    u = kept.u
+    gradients = linear_backward(dout, kept.linear)
     dweight = gradients.pop("weight")
-    dmagnitude = (dweight * unit).sum(axis=1, keepdims=True)
-    ddirection = magnitude * (dweight - unit * dmagnitude) / size
+    dmagnitude = (dweight * u).sum(axis=1, keepdims=True)
+    ddirection = kept.magnitude * (dweight - u * dmagnitude) / kept.length
     return gradients | {"direction": ddirection, "magnitude": dmagnitude[:, 0]}
 
 

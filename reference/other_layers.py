@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradproof.model.options import Shape
 from gradproof.reference.activations import softsign_forward
 from gradproof.reference.common import (
     Array,
@@ -21,6 +22,8 @@ from gradproof.reference.common import (
 from gradproof.reference.linear import linear_backward, linear_forward
 from gradproof.reference.normalization import (
     Axes,
+    LocalResponse,
+    Standardized,
     along_channels,
     batch_norm_forward,
     channel_sums,
@@ -28,15 +31,19 @@ from gradproof.reference.normalization import (
 from gradproof.reference.piecewise import (
     SELU_ALPHA,
     SELU_SCALE,
+    Exponential,
 )
-from gradproof.reference.pooling import gather, lp_pool_backward, lp_pool_forward, scatter, sliding
+from gradproof.reference.pooling import Slopes, Windows, gather, lp_pool_backward, lp_pool_forward, scatter, sliding
 from gradproof.reference.recurrent import (
     Cell,
     unrolled,
 )
 from gradproof.reference.reductions import (
+    Norm,
+    Variance,
+    Where,
     deviations,
-    kept,
+    expanded,
     located,
     reduce_norm_backward,
     reduce_norm_forward,
@@ -60,8 +67,8 @@ def by_moments(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
     """z and r with v = mean(x^2) - mean(x)^2, not below 0."""
     mean = x.mean(axis=over, keepdims=True)
     variance = positive_part((x * x).mean(axis=over, keepdims=True) - mean * mean)
-    reciprocal = 1.0 / np.sqrt(variance + eps)
-    return (x - mean) * reciprocal, reciprocal
+    r = 1.0 / np.sqrt(variance + eps)
+    return (x - mean) * r, r
 
 
 def by_folding(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
@@ -70,78 +77,101 @@ def by_folding(x: Array, over: Axes, eps: float) -> tuple[Array, Array]:
     from_first = x - first
     offset = from_first.mean(axis=over, keepdims=True)
     centered = from_first - offset
-    reciprocal = 1.0 / np.sqrt((centered * centered).mean(axis=over, keepdims=True) + eps)
-    return x * reciprocal - (first + offset) * reciprocal, reciprocal
+    r = 1.0 / np.sqrt((centered * centered).mean(axis=over, keepdims=True) + eps)
+    return x * r - (first + offset) * r, r
 
 
-def batch_norm_by_folding(x: Array, *, eps: float, **given: Array) -> tuple[Array, Any]:
+def batch_norm_by_folding(x: Array, *, eps: float, **given: Array) -> tuple[Array, Standardized]:
     """out = x s + t with s = r weight and t = bias - m s, in evaluation; in training as every normalization."""
-    out, cache = batch_norm_forward(x, **given, eps=eps, normalize=by_folding)
+    out, kept = batch_norm_forward(x, **given, eps=eps, normalize=by_folding)
     if "running_mean" not in given:
-        return out, cache
-    scale = 1.0 / np.sqrt(given["running_var"] + eps) * given.get("weight", 1.0)
-    shift = given.get("bias", 0.0) - given["running_mean"] * scale
-    return x * along_channels(scale, x.ndim) + along_channels(shift, x.ndim), cache
+        return out, kept
+    s = 1.0 / np.sqrt(given["running_var"] + eps) * given.get("weight", 1.0)
+    t = given.get("bias", 0.0) - given["running_mean"] * s
+    return x * along_channels(s, x.ndim) + along_channels(t, x.ndim), kept
 
 
-def through_square(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
+def through_square(g: Array, z: Array, r: Array, over: Axes) -> Array:
     """dx = g r + 2 c dv / n, with c = z / r and dv = -1/2 r^3 sum(g c).
 
     For large x, r^3 leaves the range long before dx does.
     """
-    centred = normalized / reciprocal
-    count = math.prod(centred.shape[axis] for axis in over)
-    dvariance = -0.5 * reciprocal**3 * (g * centred).sum(axis=over, keepdims=True)
-    return g * reciprocal + centred * (2.0 / count * dvariance)
+    c = z / r
+    n = math.prod(c.shape[axis] for axis in over)
+    dv = -0.5 * r**3 * (g * c).sum(axis=over, keepdims=True)
+    return g * r + c * (2.0 / n * dv)
 
 
-def through_variance(g: Array, normalized: Array, reciprocal: Array, over: Axes) -> Array:
+def through_variance(g: Array, z: Array, r: Array, over: Axes) -> Array:
     """The same less its mean, for the mean of x is subtracted beforehand."""
-    dcentred = through_square(g, normalized, reciprocal, over)
+    dcentred = through_square(g, z, r, over)
     return dcentred - dcentred.mean(axis=over, keepdims=True)
 
 
-def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Any]:
+def reduce_var_by_moments(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Variance]:
     """(sum x^2 - n mean(x)^2) / (n - ddof)."""
-    out, cache = reduce_var_forward(x, axes=axes, ddof=ddof, keepdims=keepdims)
-    count = math.prod(x.shape[axis] for axis in axes)
+    out, kept = reduce_var_forward(x, axes=axes, ddof=ddof, keepdims=keepdims)
+    n = math.prod(x.shape[axis] for axis in axes)
     mean = x.mean(axis=axes, keepdims=True)
-    total = (x * x).sum(axis=axes, keepdims=True) - count * mean * mean
-    return positive_part(total / (count - ddof)).reshape(out.shape), cache
+    total = (x * x).sum(axis=axes, keepdims=True) - n * mean * mean
+    return positive_part(total / (n - ddof)).reshape(out.shape), kept
 
 
 # The direction's length as it stands in its derivative, whose terms leave the range long before the gradient does.
 
 
-def reduce_std_dividing_first(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Any]:
+class Deviations(NamedTuple):
+    """x - m, shaped as x; out, shaped as the mean; the divisor n - ddof."""
+
+    centred: Array
+    out: Array
+    divisor: int
+    where: Where
+
+
+def reduce_std_dividing_first(
+    x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool
+) -> tuple[Array, Deviations]:
     """out = sqrt(sum of (x - m)^2 / (n - ddof)), as the textbook's."""
-    out, (*_, divisor, where) = reduce_std_forward(x, axes=axes, ddof=ddof, keepdims=keepdims)
-    return out, (deviations(x, axes), kept(out, where), divisor, where)
+    out, kept = reduce_std_forward(x, axes=axes, ddof=ddof, keepdims=keepdims)
+    return out, Deviations(deviations(x, axes), expanded(out, kept.where), kept.divisor, kept.where)
 
 
-def reduce_std_dividing_first_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def reduce_std_dividing_first_backward(dout: Array, kept: Deviations) -> Gradients:
     """dx = (dout / ((n - ddof) out)) (x - m), whose first factor may be subnormal."""
-    centred, std, divisor, where = cache
-    return {"x": kept(dout, where) / (divisor * np.where(std == 0, 1.0, std)) * centred}
+    out = np.where(kept.out == 0, 1.0, kept.out)
+    return {"x": expanded(dout, kept.where) / (kept.divisor * out) * kept.centred}
 
 
-def weight_norm_by_rsqrt(x: Array, direction: Array, magnitude: Array, bias: Array | None = None) -> tuple[Array, Any]:
+class ByLength(NamedTuple):
+    """linear: what the linear layer keeps; direction (O, I), magnitude, r = 1 / sqrt(s) and s (O, 1)."""
+
+    linear: Any
+    direction: Array
+    magnitude: Array
+    r: Array
+    s: Array
+
+
+def weight_norm_by_rsqrt(
+    x: Array, direction: Array, magnitude: Array, bias: Array | None = None
+) -> tuple[Array, ByLength]:
     """weight = magnitude direction r, r = 1 / sqrt(s), s = direction . direction."""
-    square = (direction * direction).sum(axis=1, keepdims=True)
-    reciprocal = 1.0 / np.sqrt(square)
-    out, linear = linear_forward(x, magnitude[:, None] * (direction * reciprocal), bias)
-    return out, (linear, direction, magnitude[:, None], reciprocal, square)
+    s = (direction * direction).sum(axis=1, keepdims=True)
+    r = 1.0 / np.sqrt(s)
+    out, linear = linear_forward(x, magnitude[:, None] * (direction * r), bias)
+    return out, ByLength(linear, direction, magnitude[:, None], r, s)
 
 
-def weight_norm_by_rsqrt_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def weight_norm_by_rsqrt_backward(dout: Array, kept: ByLength) -> Gradients:
     """dr = dunit . direction, ds = -dr r / (2 s), ddirection = dunit r + 2 direction ds, dunit = dweight magnitude."""
-    linear, direction, magnitude, reciprocal, square = cache
-    gradients = linear_backward(dout, linear)
+    direction, r = kept.direction, kept.r
+    gradients = linear_backward(dout, kept.linear)
     dweight = gradients.pop("weight")
-    dunit = dweight * magnitude
-    dsquare = (dunit * direction).sum(axis=1, keepdims=True) * (-0.5 * reciprocal / square)
-    ddirection = dunit * reciprocal + 2.0 * direction * dsquare
-    dmagnitude = (dweight * (direction * reciprocal)).sum(axis=1)
+    dunit = dweight * kept.magnitude
+    ds = (dunit * direction).sum(axis=1, keepdims=True) * (-0.5 * r / kept.s)
+    ddirection = dunit * r + 2.0 * direction * ds
+    dmagnitude = (dweight * (direction * r)).sum(axis=1)
     return gradients | {"direction": ddirection, "magnitude": dmagnitude}
 
 
@@ -159,47 +189,60 @@ def _root(sizes: Array, p: float, axis: Any) -> Array:
     return np.where(vanished, np.nan, root)
 
 
-def reduce_norm_by_powers(x: Array, *, p: float, axes: tuple[int, ...], keepdims: bool, **kinks: float) -> Any:
+def reduce_norm_by_powers(
+    x: Array, *, p: float, axes: tuple[int, ...], keepdims: bool, **kinks: float
+) -> tuple[Array, Norm]:
     """out = (sum |x|^p)^(1/p)."""
     if p in (1.0, math.inf):
         return reduce_norm_forward(x, p=p, axes=axes, keepdims=keepdims, **kinks)
     sizes = magnitude(x)
-    root = _root(sizes, p, axes)
-    return squeezed(root, located(x, axes), keepdims), (p, x * sizes ** (p - 2.0), (root, located(x, axes)))
+    root, where = _root(sizes, p, axes), located(x, axes)
+    return squeezed(root, where, keepdims), Norm(p, x * sizes ** (p - 2.0), where, root)
 
 
-def reduce_norm_by_powers_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def reduce_norm_by_powers_backward(dout: Array, kept: Norm) -> Gradients:
     """dx = (dout / out^(p - 1)) x |x|^(p - 2), whose first factor may be subnormal."""
-    p, slope, rest = cache
-    if p in (1.0, math.inf):
-        return reduce_norm_backward(dout, cache)
-    root, where = rest
-    return {"x": kept(dout, where) / np.where(root == 0, 1.0, root) ** (p - 1.0) * slope}
+    if kept.root is None:
+        return reduce_norm_backward(dout, kept)
+    out = np.where(kept.root == 0, 1.0, kept.root)
+    return {"x": expanded(dout, kept.where) / out ** (kept.p - 1.0) * kept.slope}
 
 
-def lp_pool_by_powers(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Any]:
+class Powers(NamedTuple):
+    """met: what each window meets, (B, C, n..., K). root: the output, (B, C, n..., 1). shape: of x."""
+
+    p: int
+    met: Array
+    root: Array
+    windows: Windows
+    shape: Shape
+
+
+def lp_pool_by_powers(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Powers]:
     """out = (sum of x^p over each window)^(1/p)."""
     windows = sliding(x.shape[2:], kernel, stride, ceil_mode=ceil_mode)
     met = gather(x, windows, 0.0)
     root = met.sum(axis=-1, keepdims=True) if p == 1 else _root(met, p, -1)
-    return root[..., 0], (p, met, root, windows, x.shape)
+    return root[..., 0], Powers(p, met, root, windows, x.shape)
 
 
-def lp_pool_by_powers_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def lp_pool_by_powers_backward(dout: Array, kept: Powers) -> Gradients:
     """dx_j = the sum over windows of (dout / out^(p - 1)) x_j^(p - 1), whose first factor may be subnormal."""
-    p, met, root, windows, shape = cache
-    shares = dout[..., None] / np.where(root == 0, 1.0, root) ** (p - 1) * met ** (p - 1)
-    return {"x": scatter(np.where(root == 0, 0.0, shares) if p > 1 else shares, windows, shape)}
+    p, out = kept.p, np.where(kept.root == 0, 1.0, kept.root)
+    shares = dout[..., None] / out ** (p - 1) * kept.met ** (p - 1)
+    return {"x": scatter(np.where(kept.root == 0, 0.0, shares) if p > 1 else shares, kept.windows, kept.shape)}
 
 
-def lp_pool_of_scaled(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Any]:
+def lp_pool_of_scaled(
+    x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool
+) -> tuple[Array, tuple[Array, Slopes]]:
     """out = s |x / s|, s the largest magnitude of a window."""
-    out, cache = lp_pool_forward(x, p=p, kernel=kernel, stride=stride, ceil_mode=ceil_mode)
+    out, kept = lp_pool_forward(x, p=p, kernel=kernel, stride=stride, ceil_mode=ceil_mode)
     peak = gather(magnitude(x), sliding(x.shape[2:], kernel, stride, ceil_mode=ceil_mode), 0.0).max(axis=-1)
-    return out, (np.where(peak == 0, 1.0, peak), cache)
+    return out, (np.where(peak == 0, 1.0, peak), kept)
 
 
-def lp_pool_of_scaled_backward(dout: Array, cache: tuple[Array, Any]) -> Gradients:
+def lp_pool_of_scaled_backward(dout: Array, cache: tuple[Array, Slopes]) -> Gradients:
     """dx = (dout s) |x / s|' / s, whose first product loses digits where it is subnormal."""
     scale, own = cache
     return lp_pool_backward(dout * scale / scale, own)
@@ -208,11 +251,11 @@ def lp_pool_of_scaled_backward(dout: Array, cache: tuple[Array, Any]) -> Gradien
 # Local response normalization with d^(-beta - 1) by itself.
 
 
-def local_response_norm_through_power(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def local_response_norm_through_power(dout: Array, kept: LocalResponse) -> Gradients:
     """dx = dout d^-beta - x sum(dout x d^(-beta - 1)) 2 alpha beta / size: the power vanishes before dx does."""
-    x, divisor, shrink, (before, after), factor = cache
-    power = shrink / divisor
-    return {"x": dout * shrink - factor * x * channel_sums(dout * (x * power), after, before)}
+    x, shrink = kept.x, kept.shrink
+    power = shrink / kept.d
+    return {"x": dout * shrink - kept.factor * x * channel_sums(dout * (x * power), kept.after, kept.before)}
 
 
 # exp(x) - 1 in place of expm1.
@@ -222,9 +265,9 @@ def _below(x: Array) -> Array:
     return np.exp(-positive_part(-x)) - 1.0
 
 
-def elu_by_exp(x: Array, *, alpha: float, at_zero: float = 0.0) -> tuple[Array, Any]:
+def elu_by_exp(x: Array, *, alpha: float, at_zero: float = 0.0) -> tuple[Array, Exponential]:
     """alpha (exp(x) - 1) below 0."""
-    return np.where(x.real < 0, alpha * _below(x), x), (x, alpha, at_zero)
+    return np.where(x.real < 0, alpha * _below(x), x), Exponential(x, alpha, at_zero)
 
 
 def selu_by_exp(x: Array, *, at_zero: float = 0.0) -> tuple[Array, Any]:
@@ -245,10 +288,10 @@ def _slope_from_value(x: Array) -> Array:
     return np.expm1(-positive_part(-x)) + 1.0
 
 
-def elu_from_value(dout: Array, cache: tuple[Array, float, float]) -> Gradients:
+def elu_from_value(dout: Array, kept: Exponential) -> Gradients:
     """f'(x) = alpha (expm1(x) + 1) below 0, 1 above."""
-    x, alpha, at_zero = cache
-    return {"x": dout * one_sided(x, alpha * _slope_from_value(x), 1.0, at_zero)}
+    x = kept.x
+    return {"x": dout * one_sided(x, kept.alpha * _slope_from_value(x), 1.0, kept.at_zero)}
 
 
 def selu_from_value(dout: Array, cache: tuple[Array, float]) -> Gradients:

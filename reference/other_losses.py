@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from gradproof.reference.common import (
     reduce_loss,
     spread_cotangent,
 )
-from gradproof.reference.margins import multilabel_soft_margin_backward
+from gradproof.reference.margins import Labels, multilabel_soft_margin_backward
 from gradproof.reference.regression import huber_forward
 from gradproof.reference.softmax import SummedExponentials, logsumexp_forward
 
@@ -75,16 +75,24 @@ def _moved_loss(moved: Array, kept: CrossEntropyTerms) -> Array:
     return loss if kept.reduction == "none" else loss.sum() / (kept.divisor if kept.reduction == "mean" else 1.0)
 
 
-def huber_in_parts(x: Array, target: Array, *, delta: float, reduction: str) -> tuple[Array, Any]:
+class Parts(NamedTuple):
+    """c, which is e clipped to delta, of the shape of x, and delta."""
+
+    clipped: Array
+    delta: float
+    reduction: str
+
+
+def huber_in_parts(x: Array, target: Array, *, delta: float, reduction: str) -> tuple[Array, Parts]:
     """l = c^2 / 2 + delta (|e| - c), c = |e|, but delta where it is more."""
     out, (clipped, reduction) = huber_forward(x, target, delta=delta, reduction=reduction)
-    return out, (clipped, delta, reduction)
+    return out, Parts(clipped, delta, reduction)
 
 
-def huber_in_parts_backward(dout: Array, cache: tuple[Array, float, str]) -> Gradients:
+def huber_in_parts_backward(dout: Array, kept: Parts) -> Gradients:
     """dx = (g c - g delta + g delta) sign(e), the derivatives by c and by |e|."""
-    clipped, delta, reduction = cache
-    g = spread_cotangent(dout, clipped.shape, reduction)
+    clipped, delta = kept.clipped, kept.delta
+    g = spread_cotangent(dout, clipped.shape, kept.reduction)
     dx = (g * (magnitude(clipped) - delta) + g * delta) * np.sign(clipped)
     return {"x": dx, "target": -dx}
 
@@ -92,18 +100,26 @@ def huber_in_parts_backward(dout: Array, cache: tuple[Array, float, str]) -> Gra
 # log cosh as a difference of logarithms.
 
 
-def log_cosh_by_logaddexp(x: Array, target: Array, *, reduction: str) -> tuple[Array, Any]:
+class Logarithm(NamedTuple):
+    """e, and a = log(exp(e) + exp(-e)), of the shape of x."""
+
+    e: Array
+    a: Array
+    reduction: str
+
+
+def log_cosh_by_logaddexp(x: Array, target: Array, *, reduction: str) -> tuple[Array, Logarithm]:
     """l = log(exp(e) + exp(-e)) - log(2), two numbers near 0.69 where e is near 0."""
-    error = x - target
-    both = np.logaddexp(error, -error)
-    two = np.full_like(error, 2.0)  # an array, for frameworks round its logarithm as they round others
-    return reduce_loss(both - np.log(two), reduction), (error, both, reduction)
+    e = x - target
+    a = np.logaddexp(e, -e)
+    two = np.full_like(e, 2.0)  # an array, for frameworks round its logarithm as they round others
+    return reduce_loss(a - np.log(two), reduction), Logarithm(e, a, reduction)
 
 
-def log_cosh_by_logaddexp_backward(dout: Array, cache: Any) -> Gradients:
+def log_cosh_by_logaddexp_backward(dout: Array, kept: Logarithm) -> Gradients:
     """dx = g (exp(e - a) - exp(-e - a)), a = log(exp(e) + exp(-e)); dtarget = -dx."""
-    error, both, reduction = cache
-    dx = spread_cotangent(dout, error.shape, reduction) * (np.exp(error - both) - np.exp(-error - both))
+    e, a = kept.e, kept.a
+    dx = spread_cotangent(dout, e.shape, kept.reduction) * (np.exp(e - a) - np.exp(-e - a))
     return {"x": dx, "target": -dx}
 
 
@@ -143,20 +159,20 @@ def bce_with_logits_by_logarithms_backward(dout: Array, kept: LogitTerms) -> Gra
     return bce_with_logits_backward(dout, kept) | {"target": dtarget}
 
 
-def multilabel_soft_margin_by_logarithms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def multilabel_soft_margin_by_logarithms(dout: Array, kept: Labels) -> Gradients:
     """dtarget = g log(1 + exp(-x)) - g log(1 + exp(x)), g = dout weight / C."""
-    x, _, factor, reduction = cache
-    g = factor * spread_cotangent(dout, x.shape[:-1], reduction)[..., None]
+    x = kept.x
+    g = kept.factor * spread_cotangent(dout, x.shape[:-1], kept.reduction)[..., None]
     dtarget = g * log_one_plus_exp(-x) - g * log_one_plus_exp(x)
-    return multilabel_soft_margin_backward(dout, cache) | {"target": dtarget}
+    return multilabel_soft_margin_backward(dout, kept) | {"target": dtarget}
 
 
-def multilabel_soft_margin_in_terms(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def multilabel_soft_margin_in_terms(dout: Array, kept: Labels) -> Gradients:
     """dx = g exp(x - log(1 + exp(x))) - g target, g = dout weight / C."""
-    x, target, factor, reduction = cache
-    g = factor * spread_cotangent(dout, x.shape[:-1], reduction)[..., None]
-    dx = g * np.exp(x - log_one_plus_exp(x)) - g * target
-    return multilabel_soft_margin_backward(dout, cache) | {"x": dx}
+    x = kept.x
+    g = kept.factor * spread_cotangent(dout, x.shape[:-1], kept.reduction)[..., None]
+    dx = g * np.exp(x - log_one_plus_exp(x)) - g * kept.target
+    return multilabel_soft_margin_backward(dout, kept) | {"x": dx}
 
 
 # The focal loss with the derivatives of s(x) and s(-x) from their values.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,28 +35,41 @@ def relu_backward(dout: Array, cache: tuple[Array, float]) -> Gradients:
     return {"x": dout * one_sided(x, 0.0, 1.0, at_zero)}
 
 
-def leaky_relu_forward(
-    x: Array, *, negative_slope: float, at_zero: float = 0.0
-) -> tuple[Array, tuple[Array, float, float]]:
+class Sloped(NamedTuple):
+    """x, the slope below 0, and the weight of the kink."""
+
+    x: Array
+    negative_slope: float
+    at_zero: float
+
+
+def leaky_relu_forward(x: Array, *, negative_slope: float, at_zero: float = 0.0) -> tuple[Array, Sloped]:
     """f(x) = x above 0, negative_slope * x below (Maas et al. 2013)."""
-    return np.where(x.real < 0, negative_slope * x, x), (x, negative_slope, at_zero)
+    return np.where(x.real < 0, negative_slope * x, x), Sloped(x, negative_slope, at_zero)
 
 
-def leaky_relu_backward(dout: Array, cache: tuple[Array, float, float]) -> Gradients:
+def leaky_relu_backward(dout: Array, kept: Sloped) -> Gradients:
     """f'(x) = negative_slope below 0, 1 above. At 0: any number between, by default the slope."""
-    x, negative_slope, at_zero = cache
-    return {"x": dout * one_sided(x, negative_slope, 1.0, at_zero)}
+    return {"x": dout * one_sided(kept.x, kept.negative_slope, 1.0, kept.at_zero)}
 
 
-def elu_forward(x: Array, *, alpha: float, at_zero: float = 0.0) -> tuple[Array, tuple[Array, float, float]]:
+class Exponential(NamedTuple):
+    """x, the factor of the exponential below 0, and the weight of the kink."""
+
+    x: Array
+    alpha: float
+    at_zero: float
+
+
+def elu_forward(x: Array, *, alpha: float, at_zero: float = 0.0) -> tuple[Array, Exponential]:
     """f(x) = x above 0, alpha * (exp(x) - 1) below (Clevert et al. 2016)."""
-    return np.where(x.real < 0, alpha * np.expm1(-positive_part(-x)), x), (x, alpha, at_zero)
+    return np.where(x.real < 0, alpha * np.expm1(-positive_part(-x)), x), Exponential(x, alpha, at_zero)
 
 
-def elu_backward(dout: Array, cache: tuple[Array, float, float]) -> Gradients:
+def elu_backward(dout: Array, kept: Exponential) -> Gradients:
     """f'(x) = alpha * exp(x) below 0, 1 above. At 0: any number from alpha to 1, by default alpha."""
-    x, alpha, at_zero = cache
-    return {"x": dout * one_sided(x, alpha * np.exp(-positive_part(-x)), 1.0, at_zero)}
+    x = kept.x
+    return {"x": dout * one_sided(x, kept.alpha * np.exp(-positive_part(-x)), 1.0, kept.at_zero)}
 
 
 def relu6_forward(
@@ -72,17 +85,25 @@ def relu6_backward(dout: Array, cache: tuple[Array, tuple[float, float]]) -> Gra
     return {"x": dout * between(x, 0.0, 6.0, (0.0, 1.0, 0.0), weights)}
 
 
+class Bounded(NamedTuple):
+    """x, the bounds, and the weight of the kink at each."""
+
+    x: Array
+    low: float
+    high: float
+    weights: tuple[float, float]
+
+
 def hardtanh_forward(
     x: Array, *, min_val: float, max_val: float, at_min: float = 0.0, at_max: float = 1.0
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Bounded]:
     """f(x) = min(max(x, min_val), max_val) (Collobert 2004)."""
-    return clamp(x, min_val, max_val), (x, min_val, max_val, (at_min, at_max))
+    return clamp(x, min_val, max_val), Bounded(x, min_val, max_val, (at_min, at_max))
 
 
-def hardtanh_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def hardtanh_backward(dout: Array, kept: Bounded) -> Gradients:
     """f'(x) = 1 between the bounds, 0 outside. At a bound: any number from 0 to 1, by default 0."""
-    x, low, high, weights = cache
-    return {"x": dout * between(x, low, high, (0.0, 1.0, 0.0), weights)}
+    return {"x": dout * between(kept.x, kept.low, kept.high, (0.0, 1.0, 0.0), kept.weights)}
 
 
 def hardsigmoid_forward(
@@ -111,18 +132,23 @@ def hardswish_backward(dout: Array, cache: tuple[Array, tuple[float, float]]) ->
     return {"x": dout * between(x, -3.0, 3.0, (0.0, (2.0 * x + 3.0) / 6.0, 1.0), weights)}
 
 
-def softshrink_forward(
-    x: Array, *, lambd: float, at_minus: float = 1.0, at_plus: float = 0.0
-) -> tuple[Array, tuple[Any, ...]]:
+class Shrunk(NamedTuple):
+    """x, lambd, and the weights of the kinks at -lambd and at lambd."""
+
+    x: Array
+    lambd: float
+    weights: tuple[float, float]
+
+
+def softshrink_forward(x: Array, *, lambd: float, at_minus: float = 1.0, at_plus: float = 0.0) -> tuple[Array, Shrunk]:
     """f(x) = x + lambd below -lambd, x - lambd above lambd, 0 between (Donoho 1995)."""
     shrunk = np.where(x.real > lambd, x - lambd, np.where(x.real < -lambd, x + lambd, 0.0 * x))
-    return shrunk, (x, lambd, (at_minus, at_plus))
+    return shrunk, Shrunk(x, lambd, (at_minus, at_plus))
 
 
-def softshrink_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def softshrink_backward(dout: Array, kept: Shrunk) -> Gradients:
     """f'(x) = 1 beyond +-lambd, 0 between. At +-lambd: any number from 0 to 1, by default 0."""
-    x, lambd, weights = cache
-    return {"x": dout * between(x, -lambd, lambd, (1.0, 0.0, 1.0), weights)}
+    return {"x": dout * between(kept.x, -kept.lambd, kept.lambd, (1.0, 0.0, 1.0), kept.weights)}
 
 
 def hardshrink_forward(x: Array, *, lambd: float) -> tuple[Array, Array]:
@@ -175,19 +201,27 @@ def celu_backward(dout: Array, cache: tuple[Array, float]) -> Gradients:
     return {"x": dout * np.exp(-positive_part(-x) / alpha)}
 
 
-def prelu_forward(x: Array, weight: Array, *, at_zero: float = 0.0) -> tuple[Array, tuple[Array, Array, float]]:
+class Weighted(NamedTuple):
+    """x, the weight as it was given, and the weight of the kink."""
+
+    x: Array
+    weight: Array
+    at_zero: float
+
+
+def prelu_forward(x: Array, weight: Array, *, at_zero: float = 0.0) -> tuple[Array, Weighted]:
     """f(x) = x above 0, weight x below (He et al. 2015). Shapes: weight (1,), or (C,) for x (B, C, ...)."""
     slope = _along_channels(weight, x.ndim)
-    return np.where(x.real < 0, slope * x, x), (x, weight, at_zero)
+    return np.where(x.real < 0, slope * x, x), Weighted(x, weight, at_zero)
 
 
-def prelu_backward(dout: Array, cache: tuple[Array, Array, float]) -> Gradients:
+def prelu_backward(dout: Array, kept: Weighted) -> Gradients:
     """f'(x) = weight below 0, 1 above, at 0 any number between; dweight = sum of dout x where x is below 0."""
-    x, weight, at_zero = cache
+    x, weight = kept.x, kept.weight
     slope = _along_channels(weight, x.ndim)
     negative = dout * np.where(x.real > 0, 0.0, x)
     dweight = unbroadcast(negative, slope.shape).reshape(weight.shape)
-    return {"x": dout * one_sided(x, slope, 1.0, at_zero), "weight": dweight}
+    return {"x": dout * one_sided(x, slope, 1.0, kept.at_zero), "weight": dweight}
 
 
 def _along_channels(weight: Array, rank: int) -> Array:
@@ -195,9 +229,7 @@ def _along_channels(weight: Array, rank: int) -> Array:
     return weight.reshape([-1, *[1] * (rank - 2)][:rank])
 
 
-def rrelu_forward(
-    x: Array, *, lower: float, upper: float, at_zero: float = 0.0
-) -> tuple[Array, tuple[Array, float, float]]:
+def rrelu_forward(x: Array, *, lower: float, upper: float, at_zero: float = 0.0) -> tuple[Array, Sloped]:
     """f(x) = x above 0, x (lower + upper) / 2 below: randomised leaky relu in evaluation (Xu et al. 2015)."""
     return leaky_relu_forward(x, negative_slope=(lower + upper) / 2.0, at_zero=at_zero)
 
@@ -239,9 +271,9 @@ def abs_backward(dout: Array, cache: tuple[Array, float]) -> Gradients:
 
 def clip_forward(
     x: Array, *, low: float, high: float, at_low: float = 1.0, at_high: float = 0.0
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Bounded]:
     """f(x) = min(max(x, low), high)."""
-    return clamp(x, low, high), (x, low, high, (at_low, at_high))
+    return clamp(x, low, high), Bounded(x, low, high, (at_low, at_high))
 
 
 def _weight_shape(shapes: Sequence[Shape], options: Options) -> dict[str, Shape]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -102,55 +102,68 @@ def scatter(dmet: Array, windows: Windows, shape: Shape) -> Array:
     return dx
 
 
-def _max(x: Array, windows: Windows, tie: float) -> tuple[Array, tuple[Any, ...]]:
+class Largest(NamedTuple):
+    """largest: where a place of a window holds its largest element, (B, C, n..., K). shape: of x. tie: who takes it."""
+
+    largest: Array
+    windows: Windows
+    shape: Shape
+    tie: float
+
+
+def _max(x: Array, windows: Windows, tie: float) -> tuple[Array, Largest]:
     met = gather(x, windows, -math.inf)
     place = met.real.argmax(axis=-1)[..., None]
     out = np.take_along_axis(met, place, axis=-1)
-    return out[..., 0], (met.real == out.real, windows, x.shape, tie)
+    return out[..., 0], Largest(met.real == out.real, windows, x.shape, tie)
 
 
-def max_pool_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def max_pool_backward(dout: Array, kept: Largest) -> Gradients:
     """dx_j = sum of the dout of the windows in which x_j is largest. Ties: the first, the last, or shared evenly."""
-    largest, windows, shape, tie = cache
-    return {"x": scatter(dout[..., None] * tie_shares(largest, -1, tie), windows, shape)}
+    return {"x": scatter(dout[..., None] * tie_shares(kept.largest, -1, kept.tie), kept.windows, kept.shape)}
 
 
 def max_pool_forward(
     x: Array, *, kernel: Extent, stride: Extent, padding: Extent, dilation: Extent, ceil_mode: bool, tie: float = 0.0
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Largest]:
     """out = the largest element of each window; padding is never it."""
     return _max(x, sliding(x.shape[2:], kernel, stride, padding, dilation, ceil_mode=ceil_mode), tie)
 
 
-def adaptive_max_pool_forward(
-    x: Array, *, output_size: tuple[int, ...], tie: float = 0.0
-) -> tuple[Array, tuple[Any, ...]]:
+def adaptive_max_pool_forward(x: Array, *, output_size: tuple[int, ...], tie: float = 0.0) -> tuple[Array, Largest]:
     """out = the largest element of each of `output_size` windows, spread evenly over S; they may overlap by one."""
     return _max(x, adaptive(x.shape[2:], output_size), tie)
 
 
-def global_max_pool_forward(x: Array, *, keepdims: bool, tie: float = 0.0) -> tuple[Array, tuple[Any, ...]]:
+def global_max_pool_forward(x: Array, *, keepdims: bool, tie: float = 0.0) -> tuple[Array, Largest]:
     """out = the largest element of each channel. Shapes: out (B, C), or with `keepdims` (B, C, 1...)."""
-    out, cache = _max(x, whole(x.shape[2:]), tie)
-    return (out if keepdims else out.reshape(x.shape[:2])), cache
+    out, kept = _max(x, whole(x.shape[2:]), tie)
+    return (out if keepdims else out.reshape(x.shape[:2])), kept
 
 
-def global_max_pool_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def global_max_pool_backward(dout: Array, kept: Largest) -> Gradients:
     """dx_j = dout where x_j is the largest of its channel. Ties: the first, the last, or shared evenly."""
-    spatial = len(cache[2]) - 2
-    return max_pool_backward(dout.reshape(*dout.shape[:2], *(1,) * spatial), cache)
+    spatial = len(kept.shape) - 2
+    return max_pool_backward(dout.reshape(*dout.shape[:2], *(1,) * spatial), kept)
 
 
-def _mean(x: Array, windows: Windows, divisor: Any) -> tuple[Array, tuple[Any, ...]]:
-    return gather(x, windows, 0.0).sum(axis=-1) / divisor, (windows, divisor, x.shape)
+class Counted(NamedTuple):
+    """divisor: how many places of each window count, (n...). shape: of x."""
+
+    windows: Windows
+    divisor: Array
+    shape: Shape
 
 
-def avg_pool_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def _mean(x: Array, windows: Windows, divisor: Array) -> tuple[Array, Counted]:
+    return gather(x, windows, 0.0).sum(axis=-1) / divisor, Counted(windows, divisor, x.shape)
+
+
+def avg_pool_backward(dout: Array, kept: Counted) -> Gradients:
     """dx_j = sum over the windows that x_j is in of dout / divisor."""
-    windows, divisor, shape = cache
-    share = (dout / divisor)[..., None]
-    places = math.prod(places.shape[1] for places, _ in windows)
-    return {"x": scatter(np.broadcast_to(share, (*dout.shape, places)), windows, shape)}
+    share = (dout / kept.divisor)[..., None]
+    places = math.prod(places.shape[1] for places, _ in kept.windows)
+    return {"x": scatter(np.broadcast_to(share, (*dout.shape, places)), kept.windows, kept.shape)}
 
 
 def _counts(windows: Windows) -> Array:
@@ -161,7 +174,7 @@ def _counts(windows: Windows) -> Array:
 
 def avg_pool_forward(
     x: Array, *, kernel: Extent, stride: Extent, padding: Extent, ceil_mode: bool, count_include_pad: bool
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Counted]:
     """out = the sum of each window / divisor: its places inside or, with `count_include_pad`, in the padding too.
 
     Places beyond the padding, where `ceil_mode` lets a window reach, are never counted.
@@ -175,7 +188,7 @@ def avg_pool_forward(
     return _mean(x, windows, _counts(padded))
 
 
-def adaptive_avg_pool_forward(x: Array, *, output_size: tuple[int, ...]) -> tuple[Array, tuple[Any, ...]]:
+def adaptive_avg_pool_forward(x: Array, *, output_size: tuple[int, ...]) -> tuple[Array, Counted]:
     """out = the mean of each of `output_size` windows, spread evenly over S; they may overlap by one element."""
     windows = adaptive(x.shape[2:], output_size)
     return _mean(x, windows, _counts(windows))
@@ -192,7 +205,15 @@ def global_avg_pool_backward(dout: Array, shape: Shape) -> Gradients:
     return {"x": np.broadcast_to(share.reshape(*shape[:2], *(1,) * (len(shape) - 2)), shape)}
 
 
-def lp_pool_forward(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, tuple[Any, ...]]:
+class Slopes(NamedTuple):
+    """slope: (x_j / out)^(p - 1) at every place of each window, (B, C, n..., K). shape: of x."""
+
+    slope: Array
+    windows: Windows
+    shape: Shape
+
+
+def lp_pool_forward(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bool) -> tuple[Array, Slopes]:
     """out = (sum of x^p over each window)^(1/p): the sum for p = 1, the norm for p = 2.
 
     An odd p of at least 3 takes positive numbers. The kernel and the stride hold for every spatial axis. What is
@@ -201,21 +222,20 @@ def lp_pool_forward(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: bo
     windows = sliding(x.shape[2:], kernel, stride, ceil_mode=ceil_mode)
     met = gather(x, windows, 0.0)
     if p == 1:
-        return met.sum(axis=-1), (np.ones_like(met), windows, x.shape)
+        return met.sum(axis=-1), Slopes(np.ones_like(met), windows, x.shape)
     peak = magnitude(met).real.max(axis=-1, keepdims=True)
     scaled = met / np.where(peak == 0, 1.0, peak)
     root = ((scaled**p).sum(axis=-1, keepdims=True)) ** (1.0 / p)
     slope = (scaled / np.where(peak == 0, 1.0, root)) ** (p - 1)
-    return (peak * root)[..., 0], (slope, windows, x.shape)
+    return (peak * root)[..., 0], Slopes(slope, windows, x.shape)
 
 
-def lp_pool_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def lp_pool_backward(dout: Array, kept: Slopes) -> Gradients:
     """dx_j = sum over the windows that x_j is in of dout (x_j / out)^(p - 1).
 
     Where a window holds nothing but zeros its norm has a kink, and the subgradient 0 is taken.
     """
-    slope, windows, shape = cache
-    return {"x": scatter(dout[..., None] * slope, windows, shape)}
+    return {"x": scatter(dout[..., None] * kept.slope, kept.windows, kept.shape)}
 
 
 def _sliding_shape(shapes: Sequence[Shape], options: Options) -> Shape:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,8 @@ Elementwise = Callable[[Array], Array]
 class Cell:
     """What one kind of recurrent network does in one step.
 
-    step: (given, recurrent, states) -> (states, cache); the first of the states is the hidden one, the cell's output.
-    step_backward: (dstates, cache) -> (dgiven, drecurrent, dstates), the last one without what passes weight_hh.
+    step: (given, recurrent, states) -> (states, kept); the first of the states is the hidden one, the cell's output.
+    step_backward: (dstates, kept) -> (dgiven, drecurrent, dstates), the last one without what passes weight_hh.
     """
 
     gates: int
@@ -51,54 +51,81 @@ def tanh_step_backward(dstates: States, out: Array) -> tuple[Array, Array, State
     return dsum, dsum, (0.0,)
 
 
+class GruStep(NamedTuple):
+    """The gates r and z, the candidate n, what it sees of the hidden state, b_n, and that state h: each (N, H)."""
+
+    r: Array
+    z: Array
+    n: Array
+    b_n: Array
+    h: Array
+
+
 def gru_step(
     given: Array, recurrent: Array, states: States, tanh: Elementwise = np.tanh, sigmoid: Elementwise = logistic
-) -> tuple[States, tuple[Array, ...]]:
-    """h' = (1 - z) n + z h, the gates' blocks in the order r, z, n; see `gru_forward`."""
-    (given_r, given_z, given_n), (recurrent_r, recurrent_z, recurrent_n) = _blocks(given, 3), _blocks(recurrent, 3)
-    (hidden,) = states
-    reset, update = sigmoid(given_r + recurrent_r), sigmoid(given_z + recurrent_z)
-    new = tanh(given_n + reset * recurrent_n)
-    return ((1.0 - update) * new + update * hidden,), (reset, update, new, recurrent_n, hidden)
+) -> tuple[States, GruStep]:
+    """h' = (1 - z) n + z h, the gates' blocks in the order r, z, n of given a and recurrent b; see `gru_forward`."""
+    (a_r, a_z, a_n), (b_r, b_z, b_n) = _blocks(given, 3), _blocks(recurrent, 3)
+    (h,) = states
+    r, z = sigmoid(a_r + b_r), sigmoid(a_z + b_z)
+    n = tanh(a_n + r * b_n)
+    return ((1.0 - z) * n + z * h,), GruStep(r, z, n, b_n, h)
 
 
-def gru_step_backward(dstates: States, cache: tuple[Array, ...]) -> tuple[Array, Array, States]:
-    """Each gate's derivative from its output: s (1 - s) of the logistic function, 1 - n^2 of tanh."""
-    reset, update, new, recurrent_n, hidden = cache
+def gru_step_backward(dstates: States, kept: GruStep) -> tuple[Array, Array, States]:
+    """da_n = dh' (1 - z) (1 - n^2), da_z = dh' (h - n) z (1 - z), da_r = da_n b_n r (1 - r); dh = dh' z.
+
+    db has da_r and da_z too, and db_n = da_n r.
+    """
+    r, z, n = kept.r, kept.z, kept.n
     (dout,) = dstates
-    dgiven_n = dout * (1.0 - update) * (1.0 - new * new)
-    dupdate = dout * (hidden - new) * update * (1.0 - update)
-    dreset = dgiven_n * recurrent_n * reset * (1.0 - reset)
-    dgiven = np.concatenate([dreset, dupdate, dgiven_n], axis=-1)
-    drecurrent = np.concatenate([dreset, dupdate, dgiven_n * reset], axis=-1)
-    return dgiven, drecurrent, (dout * update,)
+    da_n = dout * (1.0 - z) * (1.0 - n * n)
+    da_z = dout * (kept.h - n) * z * (1.0 - z)
+    da_r = da_n * kept.b_n * r * (1.0 - r)
+    dgiven = np.concatenate([da_r, da_z, da_n], axis=-1)
+    drecurrent = np.concatenate([da_r, da_z, da_n * r], axis=-1)
+    return dgiven, drecurrent, (dout * z,)
+
+
+class LstmStep(NamedTuple):
+    """The gates i, f and o, the candidate g, t = tanh(c'), and the cell c before the step: each (N, H)."""
+
+    i: Array
+    f: Array
+    g: Array
+    o: Array
+    t: Array
+    c: Array
 
 
 def lstm_step(
     given: Array, recurrent: Array, states: States, tanh: Elementwise = np.tanh, sigmoid: Elementwise = logistic
-) -> tuple[States, tuple[Array, ...]]:
+) -> tuple[States, LstmStep]:
     """c' = f c + i g, h' = o tanh(c'), the gates' blocks in the order i, f, g, o; see `lstm_forward`."""
-    _, carried = states
-    i, f, g, o = _blocks(given + recurrent, 4)
-    entering, kept, new, leaving = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
-    cell = kept * carried + entering * new
-    squashed = tanh(cell)
-    return (leaving * squashed, cell), (entering, kept, new, leaving, squashed, carried)
+    _, c = states
+    s_i, s_f, s_g, s_o = _blocks(given + recurrent, 4)
+    i, f, g, o = sigmoid(s_i), sigmoid(s_f), tanh(s_g), sigmoid(s_o)
+    cell = f * c + i * g
+    t = tanh(cell)
+    return (o * t, cell), LstmStep(i, f, g, o, t, c)
 
 
-def lstm_step_backward(dstates: States, cache: tuple[Array, ...]) -> tuple[Array, Array, States]:
-    """Each gate's derivative from its output: s (1 - s) of the logistic function, 1 - g^2 of tanh."""
-    entering, kept, new, leaving, squashed, carried = cache
+def lstm_step_backward(dstates: States, kept: LstmStep) -> tuple[Array, Array, States]:
+    """dc' gains dh' o (1 - t^2), t = tanh(c'); of the sums in the gates, ds_i = dc' g i (1 - i),
+
+    ds_f = dc' c f (1 - f), ds_g = dc' i (1 - g^2), ds_o = dh' t o (1 - o); dc = dc' f.
+    """
+    i, f, g, o, t = kept.i, kept.f, kept.g, kept.o, kept.t
     dhidden, dcarry = dstates
-    dcell = dcarry + dhidden * leaving * (1.0 - squashed * squashed)
+    dcell = dcarry + dhidden * o * (1.0 - t * t)
     dgates = [
-        dcell * new * entering * (1.0 - entering),
-        dcell * carried * kept * (1.0 - kept),
-        dcell * entering * (1.0 - new * new),
-        dhidden * squashed * leaving * (1.0 - leaving),
+        dcell * g * i * (1.0 - i),
+        dcell * kept.c * f * (1.0 - f),
+        dcell * i * (1.0 - g * g),
+        dhidden * t * o * (1.0 - o),
     ]
     dsum = np.concatenate(dgates, axis=-1)
-    return dsum, dsum, (0.0, dcell * kept)
+    return dsum, dsum, (0.0, dcell * f)
 
 
 def _blocks(gates: Array, count: int) -> list[Array]:
@@ -111,25 +138,33 @@ GRU = Cell(3, 1, gru_step, gru_step_backward)
 LSTM = Cell(4, 2, lstm_step, lstm_step_backward)
 
 
-def _run(cell: Cell, x: Array, states: States, weights: Weights) -> tuple[Array, States, tuple[Any, ...]]:
-    """One layer in one direction: its outputs (T, N, H), its last states and the cache."""
+class Run(NamedTuple):
+    """What one layer keeps in one direction: x (T, N, I), the hidden states before each step (T, N, H), what each step
+    keeps, and the weights without their suffix."""
+
+    x: Array
+    before: Array
+    steps: list[Any]
+    weights: Weights
+
+
+def _run(cell: Cell, x: Array, states: States, weights: Weights) -> tuple[Array, States, Run]:
+    """One layer in one direction: its outputs (T, N, H), its last states and what it keeps."""
     given = x @ weights["weight_ih"].T + weights.get("bias_ih", 0.0)
-    hidden, kept = [states[0]], []
+    hidden, steps = [states[0]], []
     for at_step in given:
         recurrent = hidden[-1] @ weights["weight_hh"].T + weights.get("bias_hh", 0.0)
-        states, cache = cell.step(at_step, recurrent, states)
+        states, step = cell.step(at_step, recurrent, states)
         hidden.append(states[0])
-        kept.append(cache)
-    return np.stack(hidden[1:]), states, (x, np.stack(hidden[:-1]), kept, weights)
+        steps.append(step)
+    return np.stack(hidden[1:]), states, Run(x, np.stack(hidden[:-1]), steps, weights)
 
 
-def _run_backward(
-    cell: Cell, douts: Array, dstates: States, cache: tuple[Any, ...]
-) -> tuple[Array, States, dict[str, Array]]:
+def _run_backward(cell: Cell, douts: Array, dstates: States, run: Run) -> tuple[Array, States, dict[str, Array]]:
     """dx, the cotangents of the first states and of the weights: back through time, the weights' summed over it."""
-    x, before, kept, weights = cache
+    weights = run.weights
     dgiven, drecurrent = [], []
-    for dout, at_step in zip(douts[::-1], reversed(kept), strict=True):
+    for dout, at_step in zip(douts[::-1], reversed(run.steps), strict=True):
         dhidden, *dothers = dstates
         dg, dr, direct = cell.step_backward((dhidden + dout, *dothers), at_step)
         dstates = (direct[0] + dr @ weights["weight_hh"], *direct[1:])
@@ -137,8 +172,8 @@ def _run_backward(
         drecurrent.append(dr)
     into, back = np.stack(dgiven[::-1]), np.stack(drecurrent[::-1])
     gradients = {
-        "weight_ih": np.einsum("tng,tni->gi", into, x),
-        "weight_hh": np.einsum("tng,tnh->gh", back, before),
+        "weight_ih": np.einsum("tng,tni->gi", into, run.x),
+        "weight_hh": np.einsum("tng,tnh->gh", back, run.before),
     }
     if "bias_ih" in weights:
         gradients |= {"bias_ih": into.sum(axis=(0, 1)), "bias_hh": back.sum(axis=(0, 1))}
@@ -146,6 +181,16 @@ def _run_backward(
 
 
 RETURNS = ("sequence", "hidden", "cell")
+
+
+class Unrolled(NamedTuple):
+    """runs: of layer l in direction d at l D + d. which: place in RETURNS. initial: whether each state was given."""
+
+    runs: list[Run]
+    layers: int
+    bidirectional: bool
+    which: int
+    initial: tuple[bool, ...]
 
 
 def unrolled(
@@ -156,59 +201,58 @@ def unrolled(
     layers: int,
     bidirectional: bool,
     returns: str,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Unrolled]:
     """Each layer reads the outputs of the one below, both directions side by side; the first states are 0 by default.
 
     The first and last states of layer l in direction d stand at l D + d.
     """
-    runs = _suffixes(layers, bidirectional)
-    directions = len(runs) // layers
-    shape = (len(runs), x.shape[1], parameters["weight_hh_l0"].shape[1])
+    suffixes = _suffixes(layers, bidirectional)
+    directions = len(suffixes) // layers
+    shape = (len(suffixes), x.shape[1], parameters["weight_hh_l0"].shape[1])
     first = [np.zeros_like(x, shape=shape) if state is None else state for state in initial]
-    last, caches = [], []
+    last, runs = [], []
     for layer in range(layers):
         outs = []
         for direction in range(directions):
             at = layer * directions + direction
-            weights = {name[: -len(runs[at])]: parameters[name] for name in _slots(cell, runs[at], parameters)}
+            suffix = suffixes[at]
+            weights = {name[: -len(suffix)]: parameters[name] for name in _slots(suffix, parameters)}
             states = tuple(state[at] for state in first)
-            out, states, cache = _run(cell, _turned(x, direction), states, weights)
+            out, states, run = _run(cell, _turned(x, direction), states, weights)
             outs.append(_turned(out, direction))
             last.append(states)
-            caches.append(cache)
+            runs.append(run)
         x = np.concatenate(outs, axis=-1)
     which = RETURNS.index(returns)
     out = np.stack([states[which - 1] for states in last]) if which else x
-    return out, (caches, layers, bidirectional, which, tuple(state is not None for state in initial))
+    return out, Unrolled(runs, layers, bidirectional, which, tuple(state is not None for state in initial))
 
 
-def _backward(cell: Cell, dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def _backward(cell: Cell, dout: Array, kept: Unrolled) -> Gradients:
     """From the last layer to the first, each direction back through its own time."""
-    caches, layers, bidirectional, which, initial = cache
-    runs = _suffixes(layers, bidirectional)
-    directions = len(runs) // layers
-    _, before, _, _ = caches[0]
-    steps, batch, features = before.shape
-    nothing = np.zeros_like(dout, shape=(len(runs), batch, features))
-    dlast = [dout if which == state + 1 else nothing for state in range(cell.states)]
-    dx = np.zeros_like(dout, shape=(steps, batch, directions * features)) if which else dout
+    suffixes = _suffixes(kept.layers, kept.bidirectional)
+    directions = len(suffixes) // kept.layers
+    steps, batch, features = kept.runs[0].before.shape
+    nothing = np.zeros_like(dout, shape=(len(suffixes), batch, features))
+    dlast = [dout if kept.which == state + 1 else nothing for state in range(cell.states)]
+    dx = np.zeros_like(dout, shape=(steps, batch, directions * features)) if kept.which else dout
     gradients: Gradients = {}
     dfirst: list[States] = []
-    for layer in reversed(range(layers)):
+    for layer in reversed(range(kept.layers)):
         dparts = np.split(dx, directions, axis=-1)
         dinputs = []
         for direction in reversed(range(directions)):
             at = layer * directions + direction
             dstates = tuple(each[at] for each in dlast)
-            dinput, dstates, dweights = _run_backward(cell, _turned(dparts[direction], direction), dstates, caches[at])
+            turned = _turned(dparts[direction], direction)
+            dinput, dstates, dweights = _run_backward(cell, turned, dstates, kept.runs[at])
             dinputs.append(_turned(dinput, direction))
             dfirst.insert(0, dstates)
-            gradients |= {f"{name}{runs[at]}": each for name, each in dweights.items()}
-        dx = dinputs[0] + dinputs[1] if bidirectional else dinputs[0]
+            gradients |= {f"{name}{suffixes[at]}": each for name, each in dweights.items()}
+        dx = dinputs[0] + dinputs[1] if kept.bidirectional else dinputs[0]
     starts = {f"{name}0": np.stack(each) for name, each in zip("hc", zip(*dfirst, strict=True), strict=False)}
-    return (
-        {"x": dx} | {name: each for (name, each), was in zip(starts.items(), initial, strict=True) if was} | gradients
-    )
+    given = {name: each for (name, each), was in zip(starts.items(), kept.initial, strict=True) if was}
+    return {"x": dx} | given | gradients
 
 
 def _turned(x: Array, direction: int) -> Array:
@@ -222,14 +266,14 @@ def _suffixes(layers: int, bidirectional: bool) -> list[str]:
     return [f"_l{layer}{end}" for layer in range(layers) for end in ends]
 
 
-def _slots(cell: Cell, suffix: str, parameters: Weights) -> list[str]:
+def _slots(suffix: str, parameters: Weights) -> list[str]:
     names = (f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     return [name for name in names if name in parameters]
 
 
 def rnn_tanh_forward(
     x: Array, h0: Array | None = None, *, layers: int, bidirectional: bool, returns: str, **parameters: Array
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Unrolled]:
     """h_t = tanh(weight_ih x_t + bias_ih + weight_hh h_{t-1} + bias_hh) (Elman 1990).
 
     Shapes: x (T, N, I), h0 (L D, N, H), weight_ih (H, I), in higher layers (H, D H), weight_hh (H, H), biases (H,).
@@ -238,14 +282,14 @@ def rnn_tanh_forward(
     return unrolled(TANH, x, (h0,), parameters, layers, bidirectional, returns)
 
 
-def rnn_tanh_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def rnn_tanh_backward(dout: Array, kept: Unrolled) -> Gradients:
     """With s the sum in tanh: ds = dh (1 - h^2), dh_{t-1} = weight_hh^T ds; weights sum their outer products."""
-    return _backward(TANH, dout, cache)
+    return _backward(TANH, dout, kept)
 
 
 def gru_forward(
     x: Array, h0: Array | None = None, *, layers: int, bidirectional: bool, returns: str, **parameters: Array
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Unrolled]:
     """h_t = (1 - z) n + z h_{t-1} (Cho et al. 2014), with given a and recurrent b from the legend of this file:
 
     r = sigmoid(a_r + b_r), z = sigmoid(a_z + b_z), n = tanh(a_n + r b_n). Shapes as in `rnn_tanh_forward`, but for
@@ -254,9 +298,9 @@ def gru_forward(
     return unrolled(GRU, x, (h0,), parameters, layers, bidirectional, returns)
 
 
-def gru_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def gru_backward(dout: Array, kept: Unrolled) -> Gradients:
     """db_n = r da_n, where da_n = dh (1 - z) (1 - n^2); dh_{t-1} = z dh + weight_hh^T db; see `gru_step_backward`."""
-    return _backward(GRU, dout, cache)
+    return _backward(GRU, dout, kept)
 
 
 def lstm_forward(
@@ -268,7 +312,7 @@ def lstm_forward(
     bidirectional: bool,
     returns: str,
     **parameters: Array,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Unrolled]:
     """c_t = f c_{t-1} + i g, h_t = o tanh(c_t) (Hochreiter and Schmidhuber 1997; f by Gers et al. 2000).
 
     i, f, o = sigmoid and g = tanh of the four blocks of weight_ih x_t + bias_ih + weight_hh h_{t-1} + bias_hh.
@@ -278,9 +322,9 @@ def lstm_forward(
     return unrolled(LSTM, x, (h0, c0), parameters, layers, bidirectional, returns)
 
 
-def lstm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def lstm_backward(dout: Array, kept: Unrolled) -> Gradients:
     """dc_t gains dh o (1 - tanh(c_t)^2); dc_{t-1} = f dc_t; dh_{t-1} = weight_hh^T ds; see `lstm_step_backward`."""
-    return _backward(LSTM, dout, cache)
+    return _backward(LSTM, dout, kept)
 
 
 def _states_shape(shape: Shape, options: Options) -> Shape:

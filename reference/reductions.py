@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,51 +17,50 @@ from gradproof.model.layer import Kink, Layer, ShapeError
 from gradproof.model.options import MAX_RANK, Axes, Axis, Choice, Option, Options, Shape
 from gradproof.reference.common import Array, Gradients, magnitude, one_sided, tie_shares
 
-Where = tuple[Shape, tuple[int, ...]]
-"""The shape of x, and A in ascending order."""
+
+class Where(NamedTuple):
+    """The shape of x, and A in ascending order."""
+
+    shape: Shape
+    axes: tuple[int, ...]
 
 
 def located(x: Array, axes: tuple[int, ...]) -> Where:
-    return x.shape, tuple(sorted(axis % x.ndim for axis in axes))
+    return Where(x.shape, tuple(sorted(axis % x.ndim for axis in axes)))
 
 
 def count(where: Where) -> int:
     """n."""
-    shape, axes = where
-    return math.prod(shape[axis] for axis in axes)
+    return math.prod(where.shape[axis] for axis in where.axes)
 
 
-def kept(dout: Array, where: Where) -> Array:
+def expanded(dout: Array, where: Where) -> Array:
     """dout with size 1 in the place of the axes A, so that it broadcasts against x."""
-    shape, axes = where
-    return dout.reshape([1 if axis in axes else size for axis, size in enumerate(shape)])
+    return dout.reshape([1 if axis in where.axes else size for axis, size in enumerate(where.shape)])
 
 
 def squeezed(out: Array, where: Where, keepdims: bool) -> Array:
     """out as the caller wants it: with size 1 in the place of the axes A, or without them."""
-    return kept(out, where) if keepdims else out.reshape(_without(*where))
+    return expanded(out, where) if keepdims else out.reshape(_without(where))
 
 
 def gathered(x: Array, where: Where) -> Array:
     """x with the axes A last and made one. Shapes: out (..., n)."""
-    shape, axes = where
-    return x.transpose(_axes_last(where)).reshape(*_without(shape, axes), count(where))
+    return x.transpose(_axes_last(where)).reshape(*_without(where), count(where))
 
 
 def scattered(slices: Array, where: Where) -> Array:
     """The inverse of `gathered`."""
-    shape, axes = where
-    apart = slices.reshape(*_without(shape, axes), *(shape[axis] for axis in axes))
+    apart = slices.reshape(*_without(where), *(where.shape[axis] for axis in where.axes))
     return apart.transpose(tuple(np.argsort(_axes_last(where))))
 
 
-def _without(shape: Shape, axes: tuple[int, ...]) -> Shape:
-    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+def _without(where: Where) -> Shape:
+    return tuple(size for axis, size in enumerate(where.shape) if axis not in where.axes)
 
 
 def _axes_last(where: Where) -> tuple[int, ...]:
-    shape, axes = where
-    return (*(axis for axis in range(len(shape)) if axis not in axes), *axes)
+    return (*(axis for axis in range(len(where.shape)) if axis not in where.axes), *where.axes)
 
 
 def reduce_sum_forward(x: Array, *, axes: tuple[int, ...], keepdims: bool) -> tuple[Array, Where]:
@@ -71,7 +70,7 @@ def reduce_sum_forward(x: Array, *, axes: tuple[int, ...], keepdims: bool) -> tu
 
 def reduce_sum_backward(dout: Array, where: Where) -> Gradients:
     """dx = dout, for every element of the slice."""
-    return {"x": np.broadcast_to(kept(dout, where), where[0])}
+    return {"x": np.broadcast_to(expanded(dout, where), where.shape)}
 
 
 def reduce_mean_forward(x: Array, *, axes: tuple[int, ...], keepdims: bool) -> tuple[Array, Where]:
@@ -82,39 +81,47 @@ def reduce_mean_forward(x: Array, *, axes: tuple[int, ...], keepdims: bool) -> t
 
 def reduce_mean_backward(dout: Array, where: Where) -> Gradients:
     """dx = dout / n, for every element of the slice."""
-    return {"x": np.broadcast_to(kept(dout, where) / count(where), where[0])}
+    return {"x": np.broadcast_to(expanded(dout, where) / count(where), where.shape)}
+
+
+class Largest(NamedTuple):
+    """largest: which elements of a slice are, (..., n); at_tie: who of several takes the gradient."""
+
+    largest: Array
+    where: Where
+    at_tie: float
 
 
 def reduce_max_forward(
     x: Array, *, axes: tuple[int, ...], keepdims: bool, at_tie: float = 0.5
-) -> tuple[Array, tuple[Array, Where, float]]:
+) -> tuple[Array, Largest]:
     """out = the largest of a slice."""
     where = located(x, axes)
     slices = gathered(x, where)
     largest = np.take_along_axis(slices, np.argmax(slices.real, axis=-1, keepdims=True), axis=-1)
-    return squeezed(largest, where, keepdims), (slices.real == largest.real, where, at_tie)
+    return squeezed(largest, where, keepdims), Largest(slices.real == largest.real, where, at_tie)
 
 
-def reduce_max_backward(dout: Array, cache: tuple[Array, Where, float]) -> Gradients:
+def reduce_max_backward(dout: Array, kept: Largest) -> Gradients:
     """dx = dout for the largest of the slice, 0 for the others.
 
     Where several are largest: any shares that add up to 1. With the weight 0 the first of them takes it all, with 1
     the last; by default all take as much.
     """
-    largest, where, at_tie = cache
-    return {"x": kept(dout, where) * scattered(tie_shares(largest, -1, at_tie), where)}
+    where = kept.where
+    return {"x": expanded(dout, where) * scattered(tie_shares(kept.largest, -1, kept.at_tie), where)}
 
 
 def reduce_min_forward(
     x: Array, *, axes: tuple[int, ...], keepdims: bool, at_tie: float = 0.5
-) -> tuple[Array, tuple[Array, Where, float]]:
+) -> tuple[Array, Largest]:
     """out = the smallest of a slice: min x = -max(-x), whose derivative is that of max at -x.
 
     A weight counts from the other end, as it does from left to right: with 0 the last of several smallest takes it
     all, with 1 the first.
     """
-    negated, cache = reduce_max_forward(-x, axes=axes, keepdims=keepdims, at_tie=1.0 - at_tie)
-    return -negated, cache
+    negated, kept = reduce_max_forward(-x, axes=axes, keepdims=keepdims, at_tie=1.0 - at_tie)
+    return -negated, kept
 
 
 def reduce_prod_forward(
@@ -141,7 +148,7 @@ def reduce_prod_backward(dout: Array, cache: tuple[list[tuple[Array, int]], Wher
     From the last level down, each factor of a pair gets what the pair got, times the other factor.
     """
     levels, where = cache
-    dfactors = dout.reshape(*_without(*where), 1)
+    dfactors = dout.reshape(*_without(where), 1)
     for pairs, size in reversed(levels):
         both = dfactors[..., None] * np.flip(pairs, axis=-1)
         dfactors = both.reshape(*both.shape[:-2], -1)[..., :size]
@@ -157,20 +164,25 @@ def deviations(x: Array, axes: tuple[int, ...]) -> Array:
     return x - (x.mean(axis=axes, keepdims=True) + lost)
 
 
-def reduce_var_forward(
-    x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool
-) -> tuple[Array, tuple[Array, int, Where]]:
+class Variance(NamedTuple):
+    """centred: x - m. divisor: n - ddof."""
+
+    centred: Array
+    divisor: int
+    where: Where
+
+
+def reduce_var_forward(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Variance]:
     """out = sum of (x - m)^2 over a slice / (n - ddof), m its mean."""
     where = located(x, axes)
     centred = deviations(x, axes)
     divisor = count(where) - ddof
-    return (centred * centred).sum(axis=axes, keepdims=keepdims) / divisor, (centred, divisor, where)
+    return (centred * centred).sum(axis=axes, keepdims=keepdims) / divisor, Variance(centred, divisor, where)
 
 
-def reduce_var_backward(dout: Array, cache: tuple[Array, int, Where]) -> Gradients:
+def reduce_var_backward(dout: Array, kept: Variance) -> Gradients:
     """dx = dout 2 (x - m) / (n - ddof); that m depends on x adds nothing, for the deviations from it sum to 0."""
-    centred, divisor, where = cache
-    return {"x": kept(dout, where) * (2.0 / divisor) * centred}
+    return {"x": expanded(dout, kept.where) * (2.0 / kept.divisor) * kept.centred}
 
 
 def scaled(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
@@ -183,21 +195,44 @@ def scaled(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return x / peak, peak
 
 
-def reduce_std_forward(
-    x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool
-) -> tuple[Array, tuple[Array, Array, int, Where]]:
+class Deviation(NamedTuple):
+    """z = (x - m) / s, shaped as x; root: out / s, shaped as s; divisor: n - ddof."""
+
+    z: Array
+    root: Array
+    divisor: int
+    where: Where
+
+
+def reduce_std_forward(x: Array, *, axes: tuple[int, ...], ddof: int, keepdims: bool) -> tuple[Array, Deviation]:
     """out = sqrt(sum of (x - m)^2 over a slice / (n - ddof)), m its mean; squares are taken of z = (x - m) / s."""
     where = located(x, axes)
     divisor = count(where) - ddof
-    normalized, scale = scaled(deviations(x, axes), axes)
-    root = np.sqrt((normalized * normalized).sum(axis=axes, keepdims=True) / divisor)
-    return squeezed(scale * root, where, keepdims), (normalized, root, divisor, where)
+    z, s = scaled(deviations(x, axes), axes)
+    root = np.sqrt((z * z).sum(axis=axes, keepdims=True) / divisor)
+    return squeezed(s * root, where, keepdims), Deviation(z, root, divisor, where)
 
 
-def reduce_std_backward(dout: Array, cache: tuple[Array, Array, int, Where]) -> Gradients:
-    """dx = dout (x - m) / ((n - ddof) out). Where all of a slice are equal: by choice 0, which is a subgradient."""
-    normalized, root, divisor, where = cache
-    return {"x": kept(dout, where) * normalized / (divisor * np.where(root == 0, 1.0, root))}
+def reduce_std_backward(dout: Array, kept: Deviation) -> Gradients:
+    """dx = dout z / ((n - ddof) (out / s)): dout (x - m) / ((n - ddof) out), for s is in both.
+
+    Where all of a slice are equal: by choice 0, which is a subgradient.
+    """
+    root = np.where(kept.root == 0, 1.0, kept.root)
+    return {"x": expanded(dout, kept.where) * kept.z / (kept.divisor * root)}
+
+
+class Norm(NamedTuple):
+    """slope: sign(x) for p = 1 and inf, else z |z|^(p - 2), shaped as x.
+
+    root: for other p the norm of z, shaped as s. largest: for p = inf what the maximum of |x| keeps.
+    """
+
+    p: float
+    slope: Array
+    where: Where
+    root: Array | None = None
+    largest: Largest | None = None
 
 
 def reduce_norm_forward(
@@ -209,36 +244,36 @@ def reduce_norm_forward(
     at_zero: float = 0.5,
     at_zero_slice: float = 0.5,
     at_tie: float = 0.5,
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Norm]:
     """out = (sum of |x|^p over a slice)^(1/p), or the largest |x| for p = inf; powers are taken of z = x / s."""
     where = located(x, axes)
     if p == math.inf:
-        out, cache = reduce_max_forward(magnitude(x), axes=axes, keepdims=keepdims, at_tie=at_tie)
-        return out, (p, one_sided(x, -1.0, 1.0, at_zero_slice), cache)
+        out, largest = reduce_max_forward(magnitude(x), axes=axes, keepdims=keepdims, at_tie=at_tie)
+        return out, Norm(p, one_sided(x, -1.0, 1.0, at_zero_slice), where, largest=largest)
     if p == 1.0:
-        return magnitude(x).sum(axis=axes, keepdims=keepdims), (p, one_sided(x, -1.0, 1.0, at_zero), where)
-    normalized, scale = scaled(x, axes)
-    sizes = magnitude(normalized)
-    powers = (normalized * normalized if p == 2.0 else sizes**p).sum(axis=axes, keepdims=True)
+        return magnitude(x).sum(axis=axes, keepdims=keepdims), Norm(p, one_sided(x, -1.0, 1.0, at_zero), where)
+    z, s = scaled(x, axes)
+    sizes = magnitude(z)
+    powers = (z * z if p == 2.0 else sizes**p).sum(axis=axes, keepdims=True)
     root = np.sqrt(powers) if p == 2.0 else powers ** (1.0 / p)
-    slope = normalized if p == 2.0 else normalized * sizes ** (p - 2.0)
-    return squeezed(scale * root, where, keepdims), (p, slope, (root, where))
+    slope = z if p == 2.0 else z * sizes ** (p - 2.0)
+    return squeezed(s * root, where, keepdims), Norm(p, slope, where, root)
 
 
-def reduce_norm_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
-    """dx = dout sign(x) (|x| / out)^(p - 1); for p = inf, dout sign(x) for the largest |x|, and 0 for the others.
+def reduce_norm_backward(dout: Array, kept: Norm) -> Gradients:
+    """dx = dout sign(x) (|x| / out)^(p - 1) = dout slope / (out / s)^(p - 1); for p = 1, dout sign(x), and for p = inf
+    dout sign(x) for the largest |x|, and 0 for the others.
 
     Where out = 0, for p above 1: by choice 0, the middle of the subgradients (those whose dual norm is at most 1),
     or, for p = inf, (2 w - 1) / n. For p = 1 any number from -1 to 1 where x = 0. Several largest share as in max.
     """
-    p, slope, rest = cache
-    if p == math.inf:
-        return {"x": slope * reduce_max_backward(dout, rest)["x"]}
-    if p == 1.0:
-        return {"x": slope * kept(dout, rest)}
-    root, where = rest
-    safe = np.where(root == 0, 1.0, root)
-    return {"x": kept(dout, where) * slope / (safe if p == 2.0 else safe ** (p - 1.0))}
+    p, slope = kept.p, kept.slope
+    if kept.largest is not None:
+        return {"x": slope * reduce_max_backward(dout, kept.largest)["x"]}
+    if kept.root is None:
+        return {"x": slope * expanded(dout, kept.where)}
+    root = np.where(kept.root == 0, 1.0, kept.root)
+    return {"x": expanded(dout, kept.where) * slope / (root if p == 2.0 else root ** (p - 1.0))}
 
 
 def cumsum_forward(x: Array, *, axis: int, reverse: bool) -> tuple[Array, tuple[int, bool]]:
@@ -273,7 +308,7 @@ def _shape_of_some(shapes: Sequence[Shape], options: Options) -> Shape:
 def _shape_of_spread(shapes: Sequence[Shape], options: Options) -> Shape:
     """For reductions that divide by n - ddof."""
     shape = _shape_of_some(shapes, options)
-    n = count((shapes[0], _positive_axes(shapes[0], options)))
+    n = count(Where(shapes[0], _positive_axes(shapes[0], options)))
     if int(options["ddof"]) >= n:  # type: ignore[arg-type]
         raise ShapeError(f"ddof={options['ddof']} needs more elements than the {n} over axes {options['axes']}")
     return shape
@@ -291,7 +326,7 @@ def _absolute(shape: Shape, options: Options) -> bool:
 
 def _single_absolute(shape: Shape, options: Options) -> bool:
     """A slice of one element: of several zeros, each has a share of the one kink."""
-    return options["p"] == math.inf and count((shape, _positive_axes(shape, options))) == 1
+    return options["p"] == math.inf and count(Where(shape, _positive_axes(shape, options))) == 1
 
 
 AXES = Option("axes", Axes(), (-1,))

@@ -7,7 +7,7 @@ Each backward function gives the gradient with respect to the target too.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,56 +30,65 @@ LOG_TWO_PI = math.log(2.0 * math.pi)
 
 def mse_forward(x: Array, target: Array, *, reduction: str) -> tuple[Array, tuple[Array, str]]:
     """l = e^2."""
-    error = x - target
-    return reduce_loss(error * error, reduction), (error, reduction)
+    e = x - target
+    return reduce_loss(e * e, reduction), (e, reduction)
 
 
 def mse_backward(dout: Array, cache: tuple[Array, str]) -> Gradients:
     """dx = 2 g e, dtarget = -dx."""
-    error, reduction = cache
-    dx = 2.0 * spread_cotangent(dout, error.shape, reduction) * error
+    e, reduction = cache
+    g = spread_cotangent(dout, e.shape, reduction)
+    dx = 2.0 * g * e
     return {"x": dx, "target": -dx}
 
 
 def half_squared_error_forward(x: Array, target: Array, *, reduction: str) -> tuple[Array, tuple[Array, str]]:
     """l = e^2 / 2."""
-    error = x - target
-    return reduce_loss(0.5 * error * error, reduction), (error, reduction)
+    e = x - target
+    return reduce_loss(0.5 * e * e, reduction), (e, reduction)
 
 
 def half_squared_error_backward(dout: Array, cache: tuple[Array, str]) -> Gradients:
     """dx = g e, dtarget = -dx."""
-    error, reduction = cache
-    dx = spread_cotangent(dout, error.shape, reduction) * error
+    e, reduction = cache
+    g = spread_cotangent(dout, e.shape, reduction)
+    dx = g * e
     return {"x": dx, "target": -dx}
 
 
-def mae_forward(
-    x: Array, target: Array, *, reduction: str, at_target: float = 0.5
-) -> tuple[Array, tuple[Array, str, float]]:
+class Error(NamedTuple):
+    """e, and the weight of the kink where it is 0."""
+
+    e: Array
+    reduction: str
+    at_target: float
+
+
+def mae_forward(x: Array, target: Array, *, reduction: str, at_target: float = 0.5) -> tuple[Array, Error]:
     """l = |e|."""
-    error = x - target
-    return reduce_loss(magnitude(error), reduction), (error, reduction, at_target)
+    e = x - target
+    return reduce_loss(magnitude(e), reduction), Error(e, reduction, at_target)
 
 
-def mae_backward(dout: Array, cache: tuple[Array, str, float]) -> Gradients:
+def mae_backward(dout: Array, kept: Error) -> Gradients:
     """dx = g sign(e), dtarget = -dx. Where x = target: any number from -g to g, by default 0."""
-    error, reduction, at_target = cache
-    dx = spread_cotangent(dout, error.shape, reduction) * one_sided(error, -1.0, 1.0, at_target)
+    g = spread_cotangent(dout, kept.e.shape, kept.reduction)
+    dx = g * one_sided(kept.e, -1.0, 1.0, kept.at_target)
     return {"x": dx, "target": -dx}
 
 
 def huber_forward(x: Array, target: Array, *, delta: float, reduction: str) -> tuple[Array, tuple[Array, str]]:
     """l = e^2 / 2 where |e| <= delta, delta (|e| - delta / 2) beyond: c (e - c / 2), c = e clipped (Huber 1964)."""
-    error = x - target
-    clipped = clamp(error, -delta, delta)
-    return reduce_loss(clipped * (error - 0.5 * clipped), reduction), (clipped, reduction)
+    e = x - target
+    c = clamp(e, -delta, delta)
+    return reduce_loss(c * (e - 0.5 * c), reduction), (c, reduction)
 
 
 def huber_backward(dout: Array, cache: tuple[Array, str]) -> Gradients:
-    """dx = g e where |e| <= delta, g delta sign(e) beyond; dtarget = -dx."""
-    clipped, reduction = cache
-    dx = spread_cotangent(dout, clipped.shape, reduction) * clipped
+    """dx = g c: g e where |e| <= delta, g delta sign(e) beyond; dtarget = -dx."""
+    c, reduction = cache
+    g = spread_cotangent(dout, c.shape, reduction)
+    dx = g * c
     return {"x": dx, "target": -dx}
 
 
@@ -87,19 +96,20 @@ def smooth_l1_forward(
     x: Array, target: Array, *, beta: float, reduction: str, at_target: float = 0.5
 ) -> tuple[Array, tuple[Array, str]]:
     """l = e^2 / (2 beta) where |e| < beta, |e| - beta / 2 beyond (Girshick 2015); |e| for beta = 0."""
-    error = x - target
-    clipped = clamp(error, -beta, beta)
-    slope = clipped / beta if beta else one_sided(error, -1.0, 1.0, at_target)
-    return reduce_loss(slope * (error - 0.5 * clipped), reduction), (slope, reduction)
+    e = x - target
+    clipped = clamp(e, -beta, beta)
+    slope = clipped / beta if beta else one_sided(e, -1.0, 1.0, at_target)
+    return reduce_loss(slope * (e - 0.5 * clipped), reduction), (slope, reduction)
 
 
 def smooth_l1_backward(dout: Array, cache: tuple[Array, str]) -> Gradients:
-    """dx = g e / beta where |e| < beta, g sign(e) beyond; dtarget = -dx.
+    """dx = g slope: g e / beta where |e| < beta, g sign(e) beyond; dtarget = -dx.
 
     Where beta = 0 and x = target: any number from -g to g, by default 0.
     """
     slope, reduction = cache
-    dx = spread_cotangent(dout, slope.shape, reduction) * slope
+    g = spread_cotangent(dout, slope.shape, reduction)
+    dx = g * slope
     return {"x": dx, "target": -dx}
 
 
@@ -108,24 +118,38 @@ def log_cosh_forward(x: Array, target: Array, *, reduction: str) -> tuple[Array,
 
     The first form keeps its digits near 0, the second does not overflow.
     """
-    error = x - target
-    size = magnitude(error)
+    e = x - target
+    size = magnitude(e)
     near = size.real < 1.0
-    half = np.sinh(0.5 * np.where(near, error, 0.0))
+    half = np.sinh(0.5 * np.where(near, e, 0.0))
     far = size + np.log1p(np.exp(-2.0 * size)) - math.log(2.0)
-    return reduce_loss(np.where(near, np.log1p(2.0 * half * half), far), reduction), (error, reduction)
+    return reduce_loss(np.where(near, np.log1p(2.0 * half * half), far), reduction), (e, reduction)
 
 
 def log_cosh_backward(dout: Array, cache: tuple[Array, str]) -> Gradients:
     """dx = g tanh(e), dtarget = -dx."""
-    error, reduction = cache
-    dx = spread_cotangent(dout, error.shape, reduction) * np.tanh(error)
+    e, reduction = cache
+    g = spread_cotangent(dout, e.shape, reduction)
+    dx = g * np.tanh(e)
     return {"x": dx, "target": -dx}
+
+
+class Rates(NamedTuple):
+    """The rate and its logarithm, of the shape of x, beside what forward was given."""
+
+    x: Array
+    target: Array
+    rate: Array
+    log_rate: Array
+    log_input: bool
+    full: bool
+    eps: float
+    reduction: str
 
 
 def poisson_nll_forward(
     x: Array, target: Array, *, log_input: bool, full: bool, eps: float, reduction: str
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Rates]:
     """l = exp(x) - target x, x the logarithm of the rate; x - target log(x + eps) where x is the rate itself.
 
     full: where target > 1, Stirling's target log(target) - target + log(2 pi target) / 2 is added (l jumps there).
@@ -137,50 +161,58 @@ def poisson_nll_forward(
         counts = np.where(target.real > 1.0, target, 1.0)
         stirling = counts * np.log(counts) - counts + 0.5 * (LOG_TWO_PI + np.log(counts))
         value = value + np.where(target.real > 1.0, stirling, 0.0)
-    cache = (x, target, rate, log_rate, log_input, full, eps, reduction)
-    return reduce_loss(value, reduction), cache
+    return reduce_loss(value, reduction), Rates(x, target, rate, log_rate, log_input, full, eps, reduction)
 
 
-def poisson_nll_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def poisson_nll_backward(dout: Array, kept: Rates) -> Gradients:
     """dx = g (exp(x) - target), or g (1 - target / (x + eps)); dtarget = -g log(rate).
 
     full: plus g (log(target) + 1 / (2 target)) where target > 1.
     """
-    x, target, rate, log_rate, log_input, full, eps, reduction = cache
-    g = spread_cotangent(dout, x.shape, reduction)
-    dx = g * (rate - target if log_input else 1.0 - target / (x + eps))
-    dtarget = -log_rate
-    if full:
+    x, target = kept.x, kept.target
+    g = spread_cotangent(dout, x.shape, kept.reduction)
+    dx = g * (kept.rate - target if kept.log_input else 1.0 - target / (x + kept.eps))
+    dtarget = -kept.log_rate
+    if kept.full:
         counts = np.where(target > 1.0, target, 1.0)
         dtarget = dtarget + np.where(target > 1.0, np.log(counts) + 0.5 / counts, 0.0)
     return {"x": dx, "target": g * dtarget}
 
 
+class Scaled(NamedTuple):
+    """scaled: e / v, shaped as x; v as it is broadcast against it; shape: of var."""
+
+    scaled: Array
+    v: Array
+    shape: Shape
+    reduction: str
+
+
 def gaussian_nll_forward(
     x: Array, target: Array, var: Array, *, full: bool, eps: float, reduction: str
-) -> tuple[Array, tuple[Any, ...]]:
+) -> tuple[Array, Scaled]:
     """l = (log(v) + e^2 / v) / 2, v = max(var, eps), plus log(2 pi) / 2 if full (Nix and Weigend 1994).
 
     Shapes: var as x, or with a last axis of length 1, or without the last axis.
     """
-    error = x - target
+    e = x - target
     widened = var if var.ndim == x.ndim else var[..., None]
-    variance = np.where(widened.real < eps, eps, widened)
-    scaled = error / variance
-    value = 0.5 * (np.log(variance) + error * scaled)
-    cache = (scaled, variance, var.shape, reduction)
-    return reduce_loss(value + 0.5 * LOG_TWO_PI if full else value, reduction), cache
+    v = np.where(widened.real < eps, eps, widened)
+    scaled = e / v
+    value = 0.5 * (np.log(v) + e * scaled)
+    kept = Scaled(scaled, v, var.shape, reduction)
+    return reduce_loss(value + 0.5 * LOG_TWO_PI if full else value, reduction), kept
 
 
-def gaussian_nll_backward(dout: Array, cache: tuple[Any, ...]) -> Gradients:
+def gaussian_nll_backward(dout: Array, kept: Scaled) -> Gradients:
     """dx = g e / v, dtarget = -dx, dvar = g (1 / v - (e / v)^2) / 2, summed where var was broadcast.
 
     By definition dvar passes the clamp: below eps it is that of v, which pushes the variance up again, not 0.
     """
-    scaled, variance, shape, reduction = cache
-    g = spread_cotangent(dout, scaled.shape, reduction)
-    dvariance = 0.5 * g * (1.0 / variance - scaled * scaled)
-    dvar = unbroadcast(dvariance, variance.shape).reshape(shape)
+    scaled, v = kept.scaled, kept.v
+    g = spread_cotangent(dout, scaled.shape, kept.reduction)
+    dv = 0.5 * g * (1.0 / v - scaled * scaled)
+    dvar = unbroadcast(dv, v.shape).reshape(kept.shape)
     return {"x": g * scaled, "target": -g * scaled, "var": dvar}
 
 

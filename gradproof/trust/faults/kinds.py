@@ -11,6 +11,8 @@ from gradproof.reference import LAYERS
 from gradproof.reference.attention import Attended
 from gradproof.reference.common import unbroadcast
 from gradproof.reference.linear import LinearOperands
+from gradproof.reference.normalization import Standardized
+from gradproof.reference.recurrent import Unrolled
 from gradproof.reference.walk import Row
 from gradproof.trust.faults.making import Array, Gradients, only, pair_fault, row_fault
 
@@ -48,11 +50,9 @@ def _without_eps(layer: str) -> Row:
     return lambda *arrays, **others: forward(*arrays, **{**others, "eps": 0.0}), backward
 
 
-def _batch_norm_as_in_training(grads: Gradients, dout: Array, cache: Any) -> Array:
-    z, reciprocal, weight, over = cache
-    return (
-        grads["x"] if over else LAYERS["batch_norm"].backward(dout, (z, reciprocal, weight, _channel_axes(dout)))["x"]
-    )
+def _batch_norm_as_in_training(grads: Gradients, dout: Array, kept: Standardized) -> Array:
+    as_in_training = kept._replace(over=_channel_axes(dout))
+    return grads["x"] if kept.over else LAYERS["batch_norm"].backward(dout, as_in_training)["x"]
 
 
 def _channel_axes(x: Array) -> tuple[int, ...]:
@@ -77,11 +77,10 @@ def _linear_tf32(grads: Gradients, dout: Array, kept: LinearOperands) -> Gradien
     return {**grads, **LAYERS["linear"].backward(_to_eleven_bits(dout), operands)}
 
 
-def _weights_of_the_first_step(grads: Gradients, dout: Array, cache: Any) -> Gradients:
+def _weights_of_the_first_step(grads: Gradients, dout: Array, kept: Unrolled) -> Gradients:
     """What a loop back through time leaves that assigns the weights' gradients."""
-    runs, *others = cache
-    first = [(_only_first(x), _only_first(before), kept, weights) for x, before, kept, weights in runs]
-    alone = LAYERS["rnn_tanh"].backward(dout, (first, *others))
+    first = [run._replace(x=_only_first(run.x), before=_only_first(run.before)) for run in kept.runs]
+    alone = LAYERS["rnn_tanh"].backward(dout, kept._replace(runs=first))
     return {name: alone[name] if name.startswith("weight") else each for name, each in grads.items()}
 
 
@@ -124,7 +123,7 @@ KIND_FAULTS = (
         "avg_pool2d_sum",
         "avg_pool2d",
         "the gradient is not divided by the size of the window",
-        lambda g, dout, c: {"x": g["x"] * math.prod(places.shape[1] for places, _ in c[0])},
+        lambda g, dout, c: {"x": g["x"] * math.prod(places.shape[1] for places, _ in c.windows)},
         named="factor 1/N missing",
     ),
     row_fault(
@@ -159,7 +158,7 @@ KIND_FAULTS = (
         "reduce_var_divisor",
         "reduce_var",
         "n stands where n - ddof belongs",
-        lambda g, dout, c: {"x": g["x"] * (c[1] / max(c[0].size // max(dout.size, 1), 1))},
+        lambda g, dout, c: {"x": g["x"] * (c.divisor / max(c.centred.size // max(dout.size, 1), 1))},
         named="ddof",
     ),
     pair_fault(

@@ -11,6 +11,7 @@ from scipy.special import expit, ndtr
 from gradproof.reference import LAYERS
 from gradproof.reference.classification import CrossEntropyTerms, LogitTerms
 from gradproof.reference.common import unbroadcast
+from gradproof.reference.normalization import Standardized
 from gradproof.reference.walk import Row
 from gradproof.trust.faults.making import Array, Change, Gradients, given, only, pair_fault, row_fault, scaled
 
@@ -35,21 +36,18 @@ def _linear_weight_mean(grads: Gradients, dout: Array, cache: Any) -> Array:
     return grads["weight"] / max(dout.size // dout.shape[-1], 1)
 
 
-def _layer_norm_first_term(grads: Gradients, dout: Array, cache: Any) -> Array:
-    _, reciprocal, weight, _ = cache
-    return reciprocal * (dout if weight is None else dout * weight)
+def _layer_norm_first_term(grads: Gradients, dout: Array, kept: Standardized) -> Array:
+    return kept.r * (dout if kept.weight is None else dout * kept.weight)
 
 
-def _layer_norm_without_second_mean(grads: Gradients, dout: Array, cache: Any) -> Array:
-    _, reciprocal, weight, over = cache
-    g = dout if weight is None else dout * weight
-    return reciprocal * (g - g.mean(axis=over, keepdims=True))
+def _layer_norm_without_second_mean(grads: Gradients, dout: Array, kept: Standardized) -> Array:
+    g = dout if kept.weight is None else dout * kept.weight
+    return kept.r * (g - g.mean(axis=kept.over, keepdims=True))
 
 
-def _layer_norm_without_weight(grads: Gradients, dout: Array, cache: Any) -> Array:
-    normalized, reciprocal, _, over = cache
-    means = (dout.mean(axis=over, keepdims=True), (dout * normalized).mean(axis=over, keepdims=True))
-    return reciprocal * (dout - means[0] - normalized * means[1])
+def _layer_norm_without_weight(grads: Gradients, dout: Array, kept: Standardized) -> Array:
+    z, over = kept.z, kept.over
+    return kept.r * (dout - dout.mean(axis=over, keepdims=True) - z * (dout * z).mean(axis=over, keepdims=True))
 
 
 def _batch_mean(grads: Gradients, dout: Array, cache: Any) -> Gradients:
@@ -97,14 +95,14 @@ ROW_FAULTS = (
         "elu_alpha_left_out",
         "elu",
         "the slope below zero lacks alpha",
-        lambda g, dout, c: {"x": np.where(c[0] < 0, dout * np.exp(np.minimum(c[0], 0.0)), g["x"])},
+        lambda g, dout, c: {"x": np.where(c.x < 0, dout * np.exp(np.minimum(c.x, 0.0)), g["x"])},
         named="another option",
     ),
     row_fault(
         "leaky_relu_slope_left_out",
         "leaky_relu",
         "the gradient below zero is zero, as for relu",
-        lambda g, dout, c: {"x": np.where(c[0] < 0, 0.0, g["x"])},
+        lambda g, dout, c: {"x": np.where(c.x < 0, 0.0, g["x"])},
         named="another option",
     ),
     pair_fault(

@@ -10,6 +10,7 @@ import numpy as np
 from gradproof.reference import LAYERS
 from gradproof.reference.gated import Gated
 from gradproof.reference.indexing import Gathered, Picked
+from gradproof.reference.normalization import Standardized, along_channels
 from gradproof.trust.faults.making import Array, Gradients, only, row_fault, swapped_where_alike
 
 
@@ -39,9 +40,8 @@ def _exchanged(gates: Array) -> Array:
     return np.concatenate((second, first, *others))
 
 
-def _batch_norm_first_term(grads: Gradients, dout: Array, cache: Any) -> Array:
-    _, reciprocal, weight, _ = cache
-    return reciprocal * (dout if weight is None else dout * weight.reshape(-1, *[1] * (dout.ndim - 2)))
+def _batch_norm_first_term(grads: Gradients, dout: Array, kept: Standardized) -> Array:
+    return kept.r * (dout if kept.weight is None else dout * along_channels(kept.weight, dout.ndim))
 
 
 def _halves_exchanged(grads: Gradients, dout: Array, kept: Gated) -> Gradients:
