@@ -27,6 +27,7 @@ from gradproof.reference import (
     reductions,
     regression,
     resampling,
+    rotary,
     shapes,
     softmax,
 )
@@ -47,6 +48,7 @@ FAMILIES = (
     dropout,
     recurrent,
     attention,
+    rotary,
     merges,
     shapes,
     indexing,
