@@ -9,6 +9,7 @@ import pytest
 
 from gradproof.model.adapter import Adapter
 from gradproof.model.case import Case
+from gradproof.model.dtypes import DTYPES, HALF
 from gradproof.model.network import Network
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.examine import examine
@@ -17,7 +18,8 @@ from gradproof.verdict.noise import tensors
 from gradproof.verdict.rows import rows
 from helpers.networks import SIX, ordinary
 
-EACH_DTYPE = pytest.mark.parametrize("dtype", ["float64", "float32"])
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
+EACH_HALF = pytest.mark.parametrize("dtype", HALF)
 
 
 def examined(

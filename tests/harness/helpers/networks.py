@@ -12,6 +12,8 @@ from gradproof.model.network import Input, Network, Node
 from gradproof.model.options import OptionValue
 from gradproof.reference import LAYERS
 
+Array = np.ndarray[Any, Any]
+
 
 def node(name: str, layer: str, *inputs: str, parameters: str = "", **options: OptionValue) -> Node:
     """A node; its parameters are written "slot:name slot:name"."""
@@ -41,9 +43,15 @@ def ordinary(of: Network, dtype: str = "float64", seed: int = 11) -> Case:
     return Drawn(of, seed=seed, edge_share=0.0, scale=1.0).case(dtype)
 
 
-def case_of(of: Network, dtype: str, cotangent: Any, **values: Any) -> Case:
-    """The network on the numbers that are given by name, rounded to the dtype."""
-    return Case(of, dtype, {k: np.asarray(v, dtype) for k, v in values.items()}, np.asarray(cotangent, dtype))
+def case_of(of: Network, dtype: str = "float64", cotangent: Any = None, **values: Any) -> Case:
+    """The network on numbers that are given by name, rounded to the dtype; the cotangent is drawn if not given."""
+    seed = normal(*of.shapes[of.output]) if cotangent is None else cotangent
+    return Case(of, dtype, {k: np.asarray(v, dtype) for k, v in values.items()}, np.asarray(seed, dtype))
+
+
+def normal(*shape: int, seed: int = 1) -> Array:
+    """Standard normal numbers in float64."""
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 X = Input("x", (2, 3))
