@@ -11,9 +11,7 @@ import pytest
 from gradproof.model.case import Case
 from gradproof.model.network import Input
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
-from gradproof.verdict.agreement import (
-    judge,
-)
+from gradproof.verdict.agreement import judge
 from gradproof.verdict.equations import Equations
 from helpers.adapters import reference_with
 from helpers.examining import EACH_DTYPE, examined, results

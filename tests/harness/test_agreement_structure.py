@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 
 from gradproof.model.dtypes import VALID_DTYPES, limits
-from gradproof.verdict.agreement import (
-    TensorCheck,
-    judge,
-    unknown,
-)
+from gradproof.verdict.agreement import TensorCheck, judge, unknown
 from helpers.agreement import checked, judged, stated
 from helpers.examining import EACH_DTYPE
 

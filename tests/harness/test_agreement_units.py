@@ -13,15 +13,7 @@ from hypothesis.extra import numpy as hnp
 from gradproof.model.dtypes import limits
 from gradproof.reference import NumpyReference
 from gradproof.verdict import agreement
-from gradproof.verdict.agreement import (
-    FEW_RUNS,
-    MANY_RUNS,
-    SUFFICIENT,
-    THRESHOLD,
-    WHOLE_ROUNDINGS,
-    TensorCheck,
-    judge,
-)
+from gradproof.verdict.agreement import FEW_RUNS, MANY_RUNS, SUFFICIENT, THRESHOLD, WHOLE_ROUNDINGS, TensorCheck, judge
 from gradproof.verdict.equations import EVERY, INSIDE, STORED, Arithmetic, Floor
 from helpers.agreement import KEY, GivenFloor, checked, judged, stated
 from helpers.examining import EACH_DTYPE, EACH_HALF

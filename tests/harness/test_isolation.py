@@ -1,133 +1,28 @@
-"""Adapters that misbehave in processes of their own: each ends at most its own process, and is told as what it is."""
+"""Adapters in processes of their own: each ends at most its own, and gets the verdict that it would get here."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import textwrap
-import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from gradproof.cli import AGREEMENT, DISAGREEMENT, USAGE
-from gradproof.draw.drawing import Drawn
-from gradproof.model.adapter import AdapterError, EndedError, RelayedError
-from gradproof.model.case import Case
-from gradproof.model.network import Input, Network, Node
-from gradproof.model.spec import save_case
-from gradproof.reference import LAYERS, NumpyReference
-from gradproof.run.check import check, replay
-from gradproof.run.results import Report, disagreements
-from gradproof.subject.isolation import SECONDS_TO_LEAVE, Isolated, half_of_memory, loader
+from gradproof.model.adapter import EndedError, RelayedError
+from gradproof.run.results import disagreements
+from gradproof.subject.isolation import Isolated
 from gradproof.subject.registry import load_adapter
-from gradproof.verdict.divergence import divergences_of
-from gradproof.verdict.examination import Examination
-from gradproof.verdict.examine import examine
-from gradproof.verdict.judging import Subject
+from helpers.examining import examined, guilty_layers
+from helpers.isolation import WITH, WITHOUT, gone, last_child, mine, told
+from helpers.networks import chain, ordinary
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="adapters have processes of their own on Unix alone")
-
-MODULE = '''
-import ctypes, os, pathlib, signal, time
-import numpy as np
-from gradproof.reference import LAYERS, NumpyReference
-
-pathlib.Path("pid").write_text(str(os.getpid()))
-
-
-class Right(NumpyReference):
-    name = "right"
-
-
-class Mine(NumpyReference):
-    """Does something in the backward pass wherever a tanh takes part."""
-
-    name = "mine"
-
-    def forward(self, network, values, dtype):
-        self.network, self.values = network, values
-        return super().forward(network, values, dtype)
-
-    def backward(self, forward, cotangent):
-        gradients = super().backward(forward, cotangent)
-        if all(node.layer.name != "tanh" for node in self.network.nodes):
-            return gradients
-        x = self.network.inputs[0].name
-        return self.spoil(forward, cotangent, gradients, x)
-
-    def spoil(self, forward, cotangent, gradients, x):
-'''
-
-
-def mine(body: str, loading: str = "") -> str:
-    """The request for an adapter that does this wherever a tanh takes part."""
-    spoil = textwrap.indent(textwrap.dedent(body).strip(), " " * 8)
-    Path("mine.py").write_text(f"{MODULE}{spoil}\n{textwrap.dedent(loading)}")
-    return "mine.py:Mine"
-
-
-def case(*layers: str) -> Case:
-    """A chain of these layers."""
-    names = ["x", *(f"h{i + 1}" for i in range(len(layers)))]
-    nodes = (Node.of(names[i + 1], LAYERS[layer], names[i]) for i, layer in enumerate(layers))
-    network = Network((Input("x", (2, 3)),), tuple(nodes))
-    return Drawn(network, seed=11, edge_share=0.0, scale=1.0).case("float64")
-
-
-WITH = case("sigmoid", "tanh")
-WITHOUT = case("sigmoid", "softplus")
-
-
-def examined(adapter: Any, of: Case, timeout: float = 60.0) -> Examination:
-    return examine(Subject(adapter, {}, timeout=timeout), of)
-
-
-def told(examination: Examination) -> list[tuple[str, str | None, str]]:
-    """Key, kind and what was got of everything that is wrong."""
-    return [(each.key, each.kind, str(each.got)) for each in examination.wrong]
-
-
-def culprits(examination: Examination) -> list[str]:
-    return [culprit.node.layer.name for culprit in examination.culprits]
-
-
-def gone(process: int) -> bool:
-    """Whether the process ends within some seconds."""
-    deadline = time.monotonic() + SECONDS_TO_LEAVE
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{process}/stat").read_text().split()[2] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def last_child() -> int:
-    """The process that loaded the adapter last."""
-    return int(Path("pid").read_text())
-
-
-@pytest.fixture(autouse=True)
-def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty directory; after the test, none of the processes is left."""
-    monkeypatch.chdir(tmp_path)
-    yield
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
-            del sys.modules[name]
-    if Path("pid").exists() and last_child() != os.getpid():
-        assert gone(last_child())
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="adapters have processes of their own on Unix alone"),
+    pytest.mark.usefixtures("own_processes"),
+]
 
 
 # What ends the process.
@@ -156,10 +51,10 @@ def test_what_ends_the_process_is_a_verdict(
     with closing(Isolated(mine(body), memory=0.5)) as adapter:
         timeout = 1.0 if kind == "timeout" else 60.0
         before = examined(adapter, WITHOUT)
-        found = examined(adapter, WITH, timeout)
+        found = examined(adapter, WITH, timeout=timeout)
         after = examined(adapter, WITHOUT)
     assert told(found) == [("value:h2", kind, message)]
-    assert culprits(found) == ["tanh"]
+    assert guilty_layers(found) == ["tanh"]
     assert before.agrees
     assert after.agrees
 
@@ -178,7 +73,7 @@ def test_killed_from_outside_between_two_networks() -> None:
         os.kill(last_child(), signal.SIGKILL)
         found = examined(adapter, WITH)
         assert told(found) == [("value:h2", "crash", "the process was ended by SIGKILL")]
-        assert culprits(found) == []
+        assert guilty_layers(found) == []
         assert examined(adapter, WITH).agrees
 
 
@@ -207,13 +102,13 @@ def test_what_an_earlier_network_has_spoilt_is_blamed_on_no_layer() -> None:
     """A tanh leaves something behind, of which the next network dies that has none."""
     killed = "os.kill(os.getpid(), signal.SIGSEGV)"
     with closing(delayed(killed, 'self.damaged and "tanh" not in layers', '"tanh" in layers')) as adapter:
-        assert examined(adapter, case("exp")).agrees
+        assert examined(adapter, ordinary(chain("exp"))).agrees
         assert examined(adapter, WITH).agrees
         found = examined(adapter, WITHOUT)
         before = "2 networks ran in that process before, the last: exp in float64, sigmoid -> tanh in float64"
         message = f"the process was ended by SIGSEGV, {ALONE}; {before}"
         assert told(found) == [("value:h2", "crash", message)]
-        assert culprits(found) == []
+        assert guilty_layers(found) == []
         assert examined(adapter, WITHOUT).agrees
         assert [each.kind for each in disagreements(found, None)] == ["crash"]
 
@@ -224,13 +119,15 @@ def test_a_layer_is_named_only_where_it_ends_a_fresh_process_too() -> None:
     with closing(delayed("os._exit(3)", dies, 'self.damaged or "sigmoid" in layers')) as adapter:
         found = examined(adapter, WITHOUT)
         assert told(found) == [("value:h2", "crash", "the process ended with exit code 3")]
-        assert culprits(found) == []
+        assert guilty_layers(found) == []
 
 
 def test_few_of_the_networks_that_had_run_are_named() -> None:
     with closing(Isolated(mine("os._exit(3)"))) as adapter:
         for layer in ("exp", "sigmoid", "softplus", "square", "exp"):
-            adapter.backward(adapter.forward((of := case(layer)).network, of.values, "float64"), of.cotangent)
+            adapter.backward(
+                adapter.forward((of := ordinary(chain(layer))).network, of.values, "float64"), of.cotangent
+            )
         forward = adapter.forward(WITH.network, WITH.values, "float64")
         with pytest.raises(EndedError) as raised:
             adapter.backward(forward, WITH.cotangent)
@@ -347,7 +244,7 @@ def test_the_verdict_is_the_one_in_this_process() -> None:
         for name in BOTH_WAYS:
             Path("now").write_text(name)
             expected, found = examined(here, WITH), examined(there, WITH)
-            assert (name, told(found), culprits(found)) == (name, told(expected), culprits(expected))
+            assert (name, told(found), guilty_layers(found)) == (name, told(expected), guilty_layers(expected))
             assert found.agrees == (name in FINE), name
             assert {check.kind for check in found.wrong} == KINDS.get(name, {check.kind for check in found.wrong})
             assert examined(there, WITHOUT).agrees, name
@@ -368,237 +265,8 @@ def test_an_input_that_the_output_is_a_view_of() -> None:
     mine("return gradients", loading)
     message = "shares memory with 'x', which it was given; return a copy"
     for adapter in (load_adapter("mine.py:Viewing"), Isolated("mine.py:Viewing")):
-        found = examined(adapter, case("flatten", "tanh"))
+        found = examined(adapter, ordinary(chain("flatten", "tanh")))
         assert told(found) == [("value:h1", "view", message)]
-        assert culprits(found) == ["flatten"]
+        assert guilty_layers(found) == ["flatten"]
         if isinstance(adapter, Isolated):
             adapter.close()
-
-
-# What the two sides pass.
-
-
-def test_the_numbers_are_the_same_bit_for_bit() -> None:
-    reference = NumpyReference()
-    expected = reference.forward(WITH.network, WITH.values, "float64")
-    with closing(Isolated(mine("return gradients"))) as adapter:
-        forward = adapter.forward(WITH.network, WITH.values, "float64")
-        gradients = adapter.backward(forward, WITH.cotangent)
-        again = adapter.backward(forward, WITH.cotangent)
-        assert (adapter.name, adapter.version()) == ("mine", reference.version())
-    for name, array in expected.outputs.items():
-        np.testing.assert_array_equal(forward.outputs[name], array)
-    for name, array in reference.backward(expected, WITH.cotangent).items():
-        np.testing.assert_array_equal(gradients[name], array)
-        np.testing.assert_array_equal(again[name], array)
-
-
-def test_tapes_of_forward_passes_that_are_dropped_are_dropped_there() -> None:
-    held = """
-        import gc
-        forwards = [each for each in gc.get_objects() if type(each).__name__ == "Forward"]
-        pathlib.Path("held").write_text(str(len(forwards)))
-        return gradients
-    """
-    with closing(Isolated(mine(held))) as adapter:
-        for _ in range(5):
-            examined(adapter, WITH)
-        assert int(Path("held").read_text()) <= 2
-
-
-def test_what_is_supported_is_asked_once() -> None:
-    loading = """
-        class Partial(NumpyReference):
-            name = "partial"
-
-            def supports(self, layer, options, dtype):
-                with open("asked", "a") as file:
-                    print(layer.name, dtype, file=file)
-                return layer.name == "tanh"
-    """
-    mine("return gradients", loading)
-    with closing(Isolated("mine.py:Partial")) as adapter:
-        answers = [adapter.supports(LAYERS[name], {}, "float64") for name in ("tanh", "sigmoid", "tanh", "sigmoid")]
-    assert answers == [True, False, True, False]
-    assert Path("asked").read_text() == "tanh float64\nsigmoid float64\n"
-
-
-def test_the_known_divergences_stand_beside_the_class() -> None:
-    pytest.importorskip("torch", reason="needs pip install 'gradproof[torch]'")
-    with closing(Isolated("torch")) as adapter:
-        assert divergences_of(adapter) == divergences_of(load_adapter("torch")) != ()
-
-
-def test_isolation_is_for_names_alone() -> None:
-    mine("return gradients")
-    adapter = loader(True)("mine.py:Right")
-    assert isinstance(adapter, Isolated)
-    adapter.close()
-    assert type(loader(False)("mine.py:Right")).__name__ == "Right"
-
-
-def test_half_of_the_memory() -> None:
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < half_of_memory() <= physical / 2
-
-
-# Loading.
-
-
-@pytest.mark.parametrize(
-    ("loading", "message"),
-    [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "the process was ended by SIGSEGV"),
-        ("os._exit(0)", "the process ended with exit code 0"),
-        ("kept = [np.ones(2**20) for _ in iter(int, 1)]", "took more than 0.5 GiB of memory"),
-        ("raise KeyError('k')", "mine.py cannot be imported: KeyError: 'k'"),
-        ("del Mine", "mine.py has no class 'Mine'; its classes: Right"),
-    ],
-)
-def test_an_adapter_that_cannot_be_loaded(loading: str, message: str) -> None:
-    request = mine("return gradients", loading)
-    with pytest.raises(AdapterError) as raised:
-        Isolated(request, memory=0.5)
-    own = ("mine.py cannot", "mine.py has no")
-    expected = message if message.startswith(own) else f"adapter 'mine.py:Mine' cannot be loaded: {message}"
-    assert str(raised.value) == expected
-
-
-def test_an_adapter_that_hangs_while_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradproof.subject.isolation.SECONDS_TO_LOAD", 1.5)
-    with pytest.raises(AdapterError, match=r"cannot be loaded: no answer after 1.5 s"):
-        Isolated(mine("return gradients", "time.sleep(60)"))
-
-
-def test_an_adapter_that_ends_when_asked_what_it_supports() -> None:
-    loading = """
-        class Unsure(NumpyReference):
-            name = "unsure"
-
-            def supports(self, layer, options, dtype):
-                os._exit(3)
-    """
-    mine("return gradients", loading)
-    with pytest.raises(AdapterError, match=r"cannot tell whether it supports \w+: the process ended with exit code 3"):
-        check(["mine.py:Unsure"], networks=1, seed=1, failures=None)
-
-
-# The whole of it.
-
-
-def gradproof(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "gradproof", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-CHECK = ("check", "--adapter", "mine.py:Mine", "--dtype", "float64", "--layer", "tanh", "--seed", "1")
-
-
-def read(path: str) -> Any:
-    return json.loads(Path(path).read_text())
-
-
-def test_the_other_networks_and_the_other_adapter_are_examined() -> None:
-    mine("ctypes.string_at(0)")
-    options = ("--adapter", "mine.py:Right", "--max-nodes", "2", "--networks", "3", "--json", "report.json")
-    with gradproof(*CHECK, *options) as running:
-        output, errors = running.communicate(timeout=100)
-    assert running.returncode == DISAGREEMENT, errors
-    report = read("report.json")
-    kinds = {(each["adapter"], each["layer"], each["kind"], each["got"]) for each in report["disagreements"]}
-    assert kinds == {("mine", "tanh", "crash", "the process was ended by SIGSEGV")}
-    assert report["networks"] == 3
-    for adapter in ("mine", "right"):
-        assert re.search(rf"^{adapter} +float64 +3 ", output, re.MULTILINE)
-    assert "mine float64: tanh (node h1) is wrong: crash: the process was ended by SIGSEGV" in output
-    assert "Traceback" not in errors
-    assert len(list(Path("gradproof-failures").iterdir())) >= 3
-
-
-def test_what_an_adapter_prints_is_no_output() -> None:
-    mine("print('noise'); os.write(1, b'more noise'); return gradients", loading="print('loud')")
-    with gradproof(*CHECK, "--networks", "2") as running:
-        output, errors = running.communicate(timeout=100)
-    assert running.returncode == AGREEMENT
-    assert "noise" not in output
-    assert "loud" not in output
-    assert all(word in errors for word in ("loud", "noise", "more noise"))
-
-
-def test_without_isolation_the_adapter_is_in_this_process() -> None:
-    mine("print('noise'); return gradients")
-    with gradproof(*CHECK, "--networks", "2", "--no-isolation") as running:
-        output, _ = running.communicate(timeout=100)
-        assert running.returncode == AGREEMENT
-    assert "noise" in output
-    assert int(Path("pid").read_text()) == running.pid
-
-
-def test_a_crash_without_isolation_ends_the_run() -> None:
-    """What isolation is for."""
-    mine("os._exit(3)")
-    with gradproof(*CHECK, "--networks", "2", "--no-isolation") as running:
-        output, _ = running.communicate(timeout=100)
-    assert (running.returncode, output) == (3, "")
-
-
-def test_the_memory_that_is_allowed_can_be_set() -> None:
-    mine("return gradients")
-    with gradproof(*CHECK, "--networks", "2", "--memory", "0.001") as running:
-        _, errors = running.communicate(timeout=100)
-    assert running.returncode == USAGE
-    assert "adapter 'mine.py:Mine' cannot be loaded: took more than 0.001 GiB of memory" in errors
-
-
-def test_replay_is_isolated_too() -> None:
-    request = mine("os._exit(3)")
-    report: Report = replay(WITH, [request])
-    assert {each.kind for each in report.disagreements} == {"crash"}
-    save_case(WITH, Path("."), "spec")
-    with gradproof("replay", "spec.json", "--adapter", request) as running:
-        output, _ = running.communicate(timeout=100)
-    assert running.returncode == DISAGREEMENT
-    assert "crash: the process ended with exit code 3" in output
-
-
-HANGING = """
-    if not pathlib.Path('gradproof-failures').exists():
-        os._exit(3)
-    pathlib.Path('hangs').touch()
-    ctypes.PyDLL(None).sleep(60)
-"""
-"""Ends at the first network with a tanh, hangs in C at the second, and holds the interpreter's lock."""
-
-
-def hanging(*options: str) -> subprocess.Popen[str]:
-    """A check whose adapter hangs by now."""
-    mine(HANGING)
-    running = gradproof(*CHECK, "--max-nodes", "1", *options)
-    deadline = time.monotonic() + 60.0
-    while not Path("hangs").exists() and running.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return running
-
-
-def test_an_interrupt_ends_a_hanging_adapter_and_keeps_what_was_found() -> None:
-    with hanging("--json", "report.json") as running:
-        running.send_signal(signal.SIGINT)
-        output, errors = running.communicate(timeout=30)
-    assert running.returncode == DISAGREEMENT
-    assert "interrupted: 1 tensor disagrees: " in output
-    assert "Traceback" not in errors
-    report = read("report.json")
-    assert report["interrupted"] is True
-    assert [each["kind"] for each in report["disagreements"]] == ["crash"]
-    assert gone(last_child())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
-def test_a_killed_run_takes_its_children_along_and_leaves_its_specs() -> None:
-    with hanging() as running:
-        running.kill()
-        running.communicate(timeout=30)
-        assert gone(last_child())
-    (spec,) = Path("gradproof-failures").glob("*.json")
-    assert read(str(spec))["schema"] == 1

@@ -40,5 +40,5 @@ class OnlyOneLayer(NumpyReference):
 
     def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
         if len(network.nodes) > 1:
-            raise NotImplementedError("one layer\nat a time")
+            raise NotImplementedError("one layer\n  at a time")
         return super().forward(network, values, dtype)

@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.reference import NumpyReference
-from gradproof.verdict.agreement import (
-    FEW_RUNS,
-    TensorCheck,
-    judge,
-)
+from gradproof.verdict.agreement import FEW_RUNS, TensorCheck, judge
 from gradproof.verdict.equations import Arithmetic, Floor, Statement
 
 KEY = "gradient:x"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gradproof.model.case import Case
@@ -14,8 +12,6 @@ from gradproof.verdict.equations import INSIDE, Arithmetic, Equations, Floor
 from gradproof.verdict.noise import Rounding
 from helpers.examining import results
 from helpers.networks import case_of, network, node, normal
-
-Array = np.ndarray[Any, Any]
 
 SHIFT, GRID = False, True
 
