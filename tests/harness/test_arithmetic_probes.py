@@ -19,10 +19,14 @@ from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
 from gradproof.verdict.noise import observe
 from helpers.examining import EACH_HALF, culprits, examined, guilty_layers, wrong
-from helpers.half import SOFTMAX, Half, Nearest, alone, found_class, probe
+from helpers.half import Half, Nearest, alone, found_class, probe
 from helpers.networks import case_of, chain, normal
 
 Array = np.ndarray[Any, Any]
+
+
+SOFTMAX = alone("softmax").network.nodes[0]
+"""A node whose class is asked for where only its layer and options count."""
 
 
 # What is remembered.

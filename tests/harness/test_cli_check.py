@@ -92,7 +92,7 @@ def test_exitfirst_stops_at_the_first_disagreement(gradproof: Command) -> None:
 def test_an_algorithm_that_loses_digits_is_counted_and_disagrees_where_that_is_asked(gradproof: Command) -> None:
     adapter = ("--adapter", "adapters_here.py:Lossy")
     asked = ("check", *adapter, "--dtype", "float32", "--seed", "1", "--layer", "log_cosh", "--max-nodes", "2")
-    told = gradproof(*asked, "--networks", "80", "--json", "report.json")
+    told = gradproof(*asked, "--networks", "40", "--json", "report.json")
     assert told.code == AGREEMENT
     (counted,) = valid_json("report.json")["accuracy"]
     assert counted | {"tensors": 0} == {
@@ -105,7 +105,7 @@ def test_an_algorithm_that_loses_digits_is_counted_and_disagrees_where_that_is_a
     number = counted["tensors"]
     line = f"accuracy: lossy float32 log_cosh: no more digits than {DIFFERENCE} gives ({number} tensor"
     assert any(each.startswith(line) for each in told.lines)
-    strict = gradproof(*asked, "--networks", "80", "--json", "report.json", "--strict")
+    strict = gradproof(*asked, "--networks", "40", "--json", "report.json", "--strict")
     assert strict.code == DISAGREEMENT
     found = valid_json("report.json")["disagreements"]
     assert {(each["kind"], each["layer"]) for each in found} == {("accuracy", "log_cosh")}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradproof.model.case import Case
 from gradproof.model.network import Input
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row
@@ -16,10 +17,16 @@ from gradproof.verdict.divergence import Divergence, explanation
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node
-from helpers.divergences import READ, Diverging, examined_with, softplus_case, softplus_row
+from helpers.divergences import READ, Diverging, examined_with, softplus_row
 from helpers.networks import case_of, network, node
 
 Array = np.ndarray[Any, Any]
+
+
+def softplus_case(x: Any, dtype: str = "float64") -> Case:
+    """A softplus of these numbers; the cotangent grows from 0.5 to 1.5."""
+    of = network(Input("x", np.shape(x)), node("out", "softplus", "x"))
+    return case_of(of, dtype, np.linspace(0.5, 1.5, np.size(x)).reshape(np.shape(x)), x=x)
 
 
 ABOVE = [[1.0, 21.0], [-3.0, 22.0]]

@@ -8,14 +8,40 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gradproof.model.adapter import Adapter
+from gradproof.model.case import Case
 from gradproof.reference import LAYERS, NumpyReference
-from gradproof.show.report import headline
+from gradproof.show.report import diff_text, headline
 from gradproof.trust.faults import MISBEHAVIOUR
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
 from helpers.adapters import OnlyOneLayer
 from helpers.networks import node
-from helpers.reports import VERSION, Changed, bent, case, diff_of, fault, fork, gated, headline_of, settled
+from helpers.reports import VERSION, Changed, bent, case, fault, gated, replayed, settled
+
+
+def fork() -> Case:
+    """One tensor that two nodes read."""
+    nodes = (
+        node("h", "identity", "x"),
+        node("a", "relu", "h"),
+        node("b", "leaky_relu", "h"),
+        node("sum", "add", "a", "b"),
+    )
+    return case(nodes, [1.0, 2.0, 4.0], x=[1.0, 2.0, -1.0])
+
+
+def headline_of(adapter: Adapter, of: Case, timeout: float = 60.0) -> str:
+    """What is said first of the one examination that disagrees."""
+    (line,) = settled(headline(replayed(adapter, of, timeout)[0]))
+    return line
+
+
+def diff_of(adapter: Adapter, of: Case, spec: str | None = None) -> str:
+    """The diff of the one examination that disagrees."""
+    examination, report = replayed(adapter, of)
+    return diff_text(examination, report, spec)
+
 
 # Headlines.
 

@@ -10,14 +10,12 @@ import numpy as np
 
 import gradproof.adapters
 from gradproof.model.case import Case
-from gradproof.model.network import Input
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.walk import Row
 from gradproof.verdict.divergence import Divergence, read_divergences
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
-from helpers.networks import case_of, network, node
 
 Array = np.ndarray[Any, Any]
 
@@ -80,12 +78,6 @@ class Diverging(NumpyReference):
 
     def version(self) -> str:
         return "1.2.3"
-
-
-def softplus_case(x: Any, dtype: str = "float64") -> Case:
-    """A softplus of these numbers; the cotangent grows from 0.5 to 1.5."""
-    of = network(Input("x", np.shape(x)), node("out", "softplus", "x"))
-    return case_of(of, dtype, np.linspace(0.5, 1.5, np.size(x)).reshape(np.shape(x)), x=x)
 
 
 def examined_with(case: Case, *entries: Divergence, row: Row | None = None) -> Examination:

@@ -104,7 +104,3 @@ def probe(adapter: NumpyReference) -> Callable[[Case], tuple[Equations, Mapping[
 def found_class(adapter: NumpyReference, case: Case) -> str:
     """The class of arithmetic that the case's one layer is found to have."""
     return Classes().of(case, probe(adapter)).name
-
-
-SOFTMAX = alone("softmax").network.nodes[0]
-"""A node whose class is asked for where only its layer and options count."""

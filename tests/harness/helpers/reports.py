@@ -20,7 +20,7 @@ from gradproof.model.options import Options
 from gradproof.reference import NumpyReference
 from gradproof.run.check import replay
 from gradproof.run.results import Report
-from gradproof.show.report import OutputConsole, diff_text, headline
+from gradproof.show.report import OutputConsole
 from gradproof.trust.faults import FAULTS
 from gradproof.verdict.examination import Examination
 from helpers.networks import case_of, network, node
@@ -40,17 +40,6 @@ def gated() -> Case:
     return case(nodes, [[1.0, 2.0], [3.0, 4.0]], x=[[1.0, -2.0], [-3.0, 4.0]], y=[[0.5, 0.5], [2.0, 2.0]])
 
 
-def fork() -> Case:
-    """One tensor that two nodes read."""
-    nodes = (
-        node("h", "identity", "x"),
-        node("a", "relu", "h"),
-        node("b", "leaky_relu", "h"),
-        node("sum", "add", "a", "b"),
-    )
-    return case(nodes, [1.0, 2.0, 4.0], x=[1.0, 2.0, -1.0])
-
-
 def bent(dtype: str = "float64") -> Case:
     """x[2] -> tanh -> identity"""
     return case((node("t", "tanh", "x"), node("o", "identity", "t")), [1.0, 2.0], dtype, x=[0.0, 0.0])
@@ -67,18 +56,6 @@ def replayed(adapter: Adapter, of: Case, timeout: float = 60.0) -> tuple[Examina
     ((examination, spec),) = report.examinations
     assert spec is None
     return examination, report
-
-
-def headline_of(adapter: Adapter, of: Case, timeout: float = 60.0) -> str:
-    """What is said first of the one examination that disagrees."""
-    (line,) = settled(headline(replayed(adapter, of, timeout)[0]))
-    return line
-
-
-def diff_of(adapter: Adapter, of: Case, spec: str | None = None) -> str:
-    """The diff of the one examination that disagrees."""
-    examination, report = replayed(adapter, of)
-    return diff_text(examination, report, spec)
 
 
 def settled(text: str) -> list[str]:
