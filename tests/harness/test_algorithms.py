@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ RARE = (
 )
 """Layers whose algorithms lose digits in few of the drawn networks."""
 
+RECURRENT = ("rnn_tanh", "gru", "lstm")
+"""Layers of very many operations, whose algorithm is the one of tanh in each."""
+
 
 def examined(layer: str, row: Any, networks: int, strict: bool = False) -> list[Examination]:
     """The layer computed so in drawn networks."""
@@ -59,7 +63,7 @@ def cases(layer: str, networks: int) -> tuple[Case, ...]:
 
 @EACH
 def test_an_honest_algorithm_is_no_disagreement(layer: str, algorithm: Algorithm) -> None:
-    assert all(each.agrees for each in examined(layer, algorithm.row, 30))
+    assert all(each.agrees for each in examined(layer, algorithm.row, 10 if layer in RECURRENT else 30))
 
 
 @pytest.mark.parametrize(
@@ -284,8 +288,8 @@ def test_no_mistake_passes_as_an_algorithm(
     assert algorithm.row is not None
     for forward, backward in ((LAYERS[layer].forward, LAYERS[layer].backward), algorithm.row):
         subject = Subject(NumpyReference(rows={layer: (forward, spoil(backward))}), {})
-        wrong = [case for case in cases(layer, 12) if disagrees(subject, case)]
-        assert len(wrong) >= 3
+        wrong = list(islice((case for case in cases(layer, 12) if disagrees(subject, case)), 3))
+        assert len(wrong) == 3
         assert {culprit.node.layer.name for culprit in examine(subject, wrong[0]).culprits} == {layer}
 
 
