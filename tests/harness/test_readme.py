@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gradproof.cli import main
 from gradproof.draw.architectures import ARCHITECTURES
 from gradproof.reference import LAYERS
 
@@ -56,13 +57,12 @@ def section(title: str) -> str:
     return str(text)
 
 
-def test_the_table_of_layers_is_the_one_that_is_printed() -> None:
+def test_the_table_of_layers_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     for framework in ("torch", "jax"):
         pytest.importorskip(framework, reason=f"needs pip install 'gradproof[{framework}]'")
-    result = run("-m", "gradproof", "layers", "--markdown", "--adapter", "torch", "--adapter", "jax")
-    assert result.returncode == 0
+    assert main(["layers", "--markdown", "--adapter", "torch", "--adapter", "jax"]) == 0
     shown = [line for line in section("Layers").splitlines() if line.startswith("|")]
-    assert shown == result.stdout.splitlines()
+    assert shown == capsys.readouterr().out.splitlines()
 
 
 def test_the_table_has_every_layer_and_enough_of_each_kind() -> None:
