@@ -232,11 +232,16 @@ def test_a_thousand_draws_meet(wanted: Sequence[str]) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=lambda layer: layer.name)
 def test_draws_of_a_layer_meet_its_options_and_ranks(layer: Layer) -> None:
-    met: Counter[str] = Counter()
-    for drawn in draws(150, layers=(layer.name,), max_nodes=2):
-        met.update(set(layers_and_options(drawn.network)))
-    assert [each for each in (*options_of(layer), *ranks_of(layer)) if not met[each]] == []
-    assert met[layer.name] == 150
+    """Within 150 draws; most layers need no more than 40."""
+    for count in (40, 150):
+        met: Counter[str] = Counter()
+        for drawn in draws(count, layers=(layer.name,), max_nodes=2):
+            met.update(set(layers_and_options(drawn.network)))
+        assert met[layer.name] == count
+        missing = [each for each in (*options_of(layer), *ranks_of(layer)) if not met[each]]
+        if not missing:
+            break
+    assert missing == []
 
 
 def test_rank_four_occurs_for_most_activations() -> None:
