@@ -1,5 +1,6 @@
 # make conformance   validate torch and jax against the hand-written reference
 # make test          run every test
+# make test-lowest   run the tests that need no framework on the lowest versions of all dependencies
 # make soak          very many networks, torch and jax: no false alarm (NETWORKS=20000, goes on where it stopped)
 # make mutants       tell mistakes in the reference's own backward functions from the originals
 # make graded        how small a fault is caught, next to gradcheck, check_grads and fixed tolerances
@@ -13,7 +14,7 @@ NETWORKS ?= 300
 SEED ?= 1
 BIN = .venv/bin
 
-.PHONY: conformance test lint types benchmarks soak mutants graded factors trust
+.PHONY: conformance test test-lowest lint types benchmarks soak mutants graded factors trust
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +26,15 @@ conformance: .venv/installed
 
 test: .venv/installed
 	$(BIN)/pytest --numprocesses auto --dist worksteal
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test-core]'
+	touch $@
+
+# Without torch and JAX, which need newer versions of NumPy and SciPy.
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/pytest --numprocesses auto --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from gradproof.reference.classification import (
 from gradproof.reference.common import (
     Array,
 )
+from gradproof.reference.distances import triplet_margin_backward
 from gradproof.reference.margins import multilabel_soft_margin_forward
 from gradproof.reference.normalization import (
     batch_norm_backward,
@@ -90,6 +91,7 @@ from gradproof.reference.other_losses import (
     multilabel_soft_margin_in_terms,
     sigmoid_focal_from_values,
     softmax_from_sum,
+    triplet_margin_by_powers,
 )
 from gradproof.reference.piecewise import (
     celu_backward,
@@ -213,6 +215,7 @@ ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
         Algorithm(LOGITS, (multilabel_soft_margin_forward, multilabel_soft_margin_in_terms)),
         Algorithm(LOGARITHMS, (multilabel_soft_margin_forward, multilabel_soft_margin_by_logarithms)),
     ),
+    "triplet_margin": (Algorithm(POWERS, (triplet_margin_by_powers, triplet_margin_backward)),),
     "softsign": (Algorithm(OF_QUOTIENT, (softsign_of_quotient, softsign_of_quotient_backward)),),
     "huber": (Algorithm(IN_PARTS, (huber_in_parts, huber_in_parts_backward)),),
     "elu": (

@@ -6,6 +6,7 @@ Legend: as in `margins.py`: l the unreduced loss, g the cotangent of l, z what i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +90,9 @@ def _distance(a: Array, b: Array, p: float, eps: float) -> tuple[Array, Array]:
     return scale * relative, one_sided(apart, -1.0, 1.0, 0.5) * share ** (p - 1.0)
 
 
+Distance = Callable[[Array, Array, float, float], tuple[Array, Array]]
+
+
 class Slopes(NamedTuple):
     """The derivatives of the distances for their first points, (..., D), weighted where they tie; missing: (..., 1).
 
@@ -114,17 +118,19 @@ def triplet_margin_forward(
     swap: bool,
     reduction: str,
     at_margin: float = 1.0,
+    distance: Distance = _distance,
 ) -> tuple[Array, Slopes]:
     """l = max(margin + d(anchor, positive) - d(anchor, negative), 0), d(a, b) = |a - b + eps|_p.
 
     Shapes: anchor, positive and negative (..., D), l (...). With swap, the smaller of d(anchor, negative) and
-    d(positive, negative) is subtracted (Balntas et al. 2016).
+    d(positive, negative) is subtracted (Balntas et al. 2016). distance: what gives d, and its derivative for a, in
+    another way.
     """
-    to_positive, at_positive = _distance(anchor, positive, p, eps)
-    to_negative, at_negative = _distance(anchor, negative, p, eps)
+    to_positive, at_positive = distance(anchor, positive, p, eps)
+    to_negative, at_negative = distance(anchor, negative, p, eps)
     at_swapped = np.zeros_like(at_negative)
     if swap:
-        swapped, at_swapped = _distance(positive, negative, p, eps)
+        swapped, at_swapped = distance(positive, negative, p, eps)
         swapped_share = one_sided(swapped - to_negative, 1.0, 0.0, 0.5)
         at_negative, at_swapped = (1.0 - swapped_share) * at_negative, swapped_share * at_swapped
         to_negative = np.where(swapped.real < to_negative.real, swapped, to_negative)

@@ -178,7 +178,7 @@ def weight_norm_by_rsqrt_backward(dout: Array, kept: ByLength) -> Gradients:
 # The norm by powers of x as it is, which leave the range long before the norm does.
 
 
-def _root(sizes: Array, p: float, axis: Any) -> Array:
+def root_of_powers(sizes: Array, p: float, axis: Any) -> Array:
     """(sum sizes^p)^(1/p), NaN where powers vanish and sizes do not: all digits are lost, and an error has no bound.
 
     Where 1/p is rounded, the result errs by the logarithm of the sum times as much.
@@ -196,7 +196,7 @@ def reduce_norm_by_powers(
     if p in (1.0, math.inf):
         return reduce_norm_forward(x, p=p, axes=axes, keepdims=keepdims, **kinks)
     sizes = magnitude(x)
-    root, where = _root(sizes, p, axes), located(x, axes)
+    root, where = root_of_powers(sizes, p, axes), located(x, axes)
     return squeezed(root, where, keepdims), Norm(p, x * sizes ** (p - 2.0), where, root)
 
 
@@ -222,7 +222,7 @@ def lp_pool_by_powers(x: Array, *, p: int, kernel: int, stride: int, ceil_mode: 
     """out = (sum of x^p over each window)^(1/p)."""
     windows = sliding(x.shape[2:], kernel, stride, ceil_mode=ceil_mode)
     met = gather(x, windows, 0.0)
-    root = met.sum(axis=-1, keepdims=True) if p == 1 else _root(met, p, -1)
+    root = met.sum(axis=-1, keepdims=True) if p == 1 else root_of_powers(met, p, -1)
     return root[..., 0], Powers(p, met, root, windows, x.shape)
 
 
@@ -255,7 +255,8 @@ def local_response_norm_through_power(dout: Array, kept: LocalResponse) -> Gradi
     """dx = dout d^-beta - x sum(dout x d^(-beta - 1)) 2 alpha beta / size: the power vanishes before dx does."""
     x, shrink = kept.x, kept.shrink
     power = shrink / kept.d
-    return {"x": dout * shrink - kept.factor * x * channel_sums(dout * (x * power), kept.after, kept.before)}
+    dsums = 0.5 * kept.factor * (dout * (x * power))
+    return {"x": dout * shrink - 2.0 * x * channel_sums(dsums, kept.after, kept.before)}
 
 
 # exp(x) - 1 in place of expm1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +21,30 @@ from gradproof.reference.common import (
     Gradients,
     log_one_plus_exp,
     magnitude,
+    one_sided,
     reduce_loss,
     spread_cotangent,
 )
+from gradproof.reference.distances import triplet_margin_forward
 from gradproof.reference.margins import Labels, multilabel_soft_margin_backward
+from gradproof.reference.other_layers import root_of_powers
 from gradproof.reference.regression import huber_forward
 from gradproof.reference.softmax import SummedExponentials, logsumexp_forward
+
+# Distances by powers of the differences as they are, which leave the range long before the distance does.
+
+
+def distance_by_powers(a: Array, b: Array, p: float, eps: float) -> tuple[Array, Array]:
+    """(sum_i |a_i - b_i + eps|^p)^(1/p), and its derivative for a, sign |.|^(p - 1) / distance^(p - 1)."""
+    apart = a - b + eps
+    size = magnitude(apart)
+    distance = root_of_powers(size, p, -1)
+    below = np.where(distance == 0, 1.0, distance) ** (p - 1.0)
+    return distance, one_sided(apart, -1.0, 1.0, 0.5) * (size ** (p - 1.0) / below)
+
+
+triplet_margin_by_powers = partial(triplet_margin_forward, distance=distance_by_powers)
+
 
 # The softmax made again from the logarithm of the sum of exponentials.
 

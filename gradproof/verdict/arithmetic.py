@@ -40,7 +40,7 @@ FEWEST_TO_AVERAGE = 5
 ENOUGH = 16
 """Probes after which nothing more is learnt once the coarsest class is needed."""
 
-HOPELESS = 64.0
+HOPELESS = 1000.0
 """Noise units, measured from a few runs, that more runs do not make few."""
 
 Probe = Callable[[Case], tuple[Equations, Mapping[str, Any]] | None]

@@ -20,7 +20,7 @@ from gradproof.verdict.agreement import Evidence, TensorCheck, judge, unknown
 from gradproof.verdict.arithmetic import HOPELESS, Classes
 from gradproof.verdict.diagnosis import Observation
 from gradproof.verdict.divergence import Divergence
-from gradproof.verdict.equations import EVERY, STORED, Arithmetic, Equations, Statement
+from gradproof.verdict.equations import EVERY, INSIDE, STORED, Arithmetic, Equations, Statement
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.running import Trace, reused_check, run, run_again, run_backward_again
 
@@ -142,13 +142,26 @@ def judgement(subject: Subject, equations: Equations, statement: Statement, got:
     if check.evidence is None:
         return check
     sharper, classes = check, _classes(subject, equations, statement, given, check.evidence.wrong)
-    if any(each.name != "inside" for each in classes.values()):
-        check = judge(statement, given, case.dtype, classes)
+    for allowed in _allowed(classes):
+        check = judge(statement, given, case.dtype, allowed)
+        if not check.kind:
+            break
     if check.evidence:
         check = _by_algorithm(subject, statement, given, case.dtype, classes, check)
     if not check.kind and not subject.classes.allow(classes.values(), subject.demanded):
         return replace(sharper, kind="arithmetic")
     return check
+
+
+def _allowed(classes: Mapping[str, Arithmetic]) -> Iterator[dict[str, Arithmetic]]:
+    """The classes by which the layers may have computed, the coarsest last: a program may round less than it might.
+
+    A number that every operation rounds may come out the same in all runs, and differ where it is rounded less often.
+    """
+    if any(each is EVERY for each in classes.values()):
+        yield {name: STORED if each is EVERY else each for name, each in classes.items()}
+    if any(each is not INSIDE for each in classes.values()):
+        yield dict(classes)
 
 
 def _known_classes(subject: Subject, dtype: str, statement: Statement) -> dict[str, Arithmetic]:

@@ -6,6 +6,7 @@ could (Monte Carlo arithmetic, Parker 1997; random rounding, Vignes 1993). The s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -132,8 +133,10 @@ class Noisy(np.ndarray):
         exact = ufunc in EXACT_UFUNCS
         operands = [_plain(each, rounding if summing and not exact else None) for each in inputs]
         result = getattr(ufunc, method)(*operands, **options)
-        if rounding.in_order and (ufunc is np.matmul or (ufunc is np.add and method == "reduce")):
-            result = result + _partial_roundings(ufunc, operands, options, rounding)
+        if ufunc is np.matmul or (ufunc is np.add and method == "reduce"):
+            result = _in_any_order(getattr(ufunc, method), operands, options, result, rounding.largest)
+            if rounding.in_order:
+                result = result + _partial_roundings(ufunc, operands, options, rounding)
         rounded = _wrap(result, rounding, exact, at_one=ufunc in ROUNDED_AT_ONE)
         if out is None:
             return rounded
@@ -145,6 +148,27 @@ class Noisy(np.ndarray):
         exact = function in EXACT_FUNCTIONS
         plain = _map_arrays(args, lambda array: _plain(array, None if exact else rounding))
         return _wrap(function(*plain, **kwargs), rounding, exact)
+
+
+def _in_any_order(
+    summed: Callable[..., Any], operands: Sequence[Any], options: Any, result: Any, largest: float
+) -> Any:
+    """The sums; NaN where some order of the terms leaves the range, which is looked at where numbers are that large."""
+    sizes = [np.abs(each) for each in operands]
+    peaks = [float(each.max(initial=0.0)) for each in sizes]
+    if math.prod(peaks) * max(each.size for each in sizes) <= largest:
+        return result
+    return _on_the_way(result, summed(*sizes, **options), largest)
+
+
+def _on_the_way(total: Any, of_magnitudes: Any, largest: float) -> Any:
+    """The totals; NaN where the terms can be added in an order that leaves the range on the way.
+
+    The largest partial sum of all orders is that of the positive terms, or of the negative ones: half of the sum of
+    the magnitudes and the magnitude of the total.
+    """
+    with np.errstate(all="ignore"):
+        return np.where(of_magnitudes + np.abs(total) > 2.0 * largest, np.nan, total)
 
 
 def _partial_roundings(ufunc: np.ufunc, operands: Sequence[Any], options: Any, rounding: Rounding) -> Any:
@@ -169,8 +193,10 @@ def _partial_roundings(ufunc: np.ufunc, operands: Sequence[Any], options: Any, r
 def _add_in_place(ufunc: np.ufunc, inputs: Any, rounding: Rounding) -> None:
     """`ufunc.at`: what is added rounds, and so does what it is added to."""
     target, index, *operands = (_plain(each, None) for each in inputs)
+    sizes = np.abs(target)
+    ufunc.at(sizes, index, *(np.abs(each) for each in operands))
     ufunc.at(target, index, *(rounding(each) for each in operands))
-    target[...] = rounding(target)
+    target[...] = rounding(_on_the_way(target, sizes, rounding.largest))
 
 
 def _leaves(args: Any) -> list[Any]:
@@ -208,13 +234,15 @@ def observe(array: np.ndarray, rounding: Rounding) -> Noisy:
 
 
 def rounded_inside(cache: Any, rounding: Rounding) -> Any:
-    """What a forward function kept, its floating arrays rounded."""
+    """What a forward function kept, its floating arrays rounded; what the dtype holds, as an input, stays as it is."""
     if isinstance(cache, (tuple, list)):
         parts = (rounded_inside(each, rounding) for each in cache)
         return cache._make(parts) if hasattr(cache, "_make") else type(cache)(parts)
     if not is_floating(cache):
         return cache
-    rounded = rounding(np.asarray(cache))
+    array = np.asarray(cache)
+    held = array.astype(rounding.dtype).astype(FLOAT64) == array
+    rounded = np.where(held, array, rounding(array))
     return observe(rounded, cache.rounding) if isinstance(cache, Noisy) else rounded
 
 

@@ -39,7 +39,7 @@ RARE = (
         "sigmoid_focal",
         "weight_norm",
     ),
-    *("tanh", "rnn_tanh", "gru", "lstm", "local_response_norm"),
+    *("tanh", "rnn_tanh", "gru", "lstm", "local_response_norm", "triplet_margin"),
 )
 """Layers whose algorithms lose digits in few of the drawn networks."""
 

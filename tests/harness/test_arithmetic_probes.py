@@ -13,6 +13,8 @@ from gradproof.model.case import Case, jittered, redrawn, upcast
 from gradproof.model.layer import index_domain
 from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS
+from gradproof.verdict import judging
+from gradproof.verdict.agreement import judge
 from gradproof.verdict.arithmetic import FEWEST_PROBES, MOST_PROBES, PATIENT_PROBES, Classes, Evidence, Probe
 from gradproof.verdict.equations import EVERY, INSIDE, STORED, Arithmetic
 from gradproof.verdict.examine import examine
@@ -208,6 +210,28 @@ def test_a_fault_that_shows_in_a_network_alone_is_no_class(dtype: str) -> None:
     found = examined(WrongInCompany("inside"), in_company("softmax", dtype))
     assert wrong(found) == {"gradient:h1": "gradient"}
     assert guilty_layers(found) == ["softmax"]
+
+
+# A class allows what is finer.
+
+
+@pytest.mark.parametrize(("rounded", "right"), [("stored", True), ("every", False)])
+def test_a_layer_of_a_coarse_class_may_round_less_often(
+    rounded: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What every operation rounds may be the same number in all runs, and the floor of the coarser class the lower."""
+
+    def judge_without_the_coarsest(statement: Any, got: Any, dtype: str, classes: Any = None, *more: Any) -> Any:
+        known = {name: INSIDE if each is EVERY else each for name, each in (classes or {}).items()}
+        return judge(statement, got, dtype, known, *more)
+
+    case = alone("softmax")
+    subject = Subject(Half(rounded), {})
+    (node,) = case.network.nodes
+    subject.classes.known[node.layer.name, node.options, case.dtype] = EVERY
+    assert examine(subject, case).agrees
+    monkeypatch.setattr(judging, "judge", judge_without_the_coarsest)
+    assert examine(subject, case).agrees is right
 
 
 # Patience.

@@ -273,3 +273,31 @@ def test_observing_leaves_the_array_and_its_numbers() -> None:
     np.testing.assert_array_equal(noisy, x)
     noisy[0] = 7.0
     assert x[0] != 7.0
+
+
+# Sums whose terms can be added in an order that leaves the range.
+
+LARGE = np.array([40_000.0, 40_000.0, -40_000.0])
+
+
+def added(array: Array) -> Array:
+    return array.sum(axis=0)
+
+
+def multiplied(array: Array) -> Array:
+    return np.ones(3) @ array
+
+
+def added_in_place(array: Array) -> Array:
+    total = np.zeros_like(array[:1])
+    np.add.at(total, np.zeros(3, int), array)
+    return total[0]
+
+
+@pytest.mark.parametrize("summed", [added, multiplied, added_in_place])
+def test_a_sum_that_some_order_takes_out_of_the_range_is_lost(summed: Callable[[Array], Array]) -> None:
+    """40,000 + 40,000 is beyond float16, though the sum of all three is not; 40,000 - 40,000 and half of all is not."""
+    columns = np.stack([LARGE, LARGE * [1.0, 0.0, 1.0], LARGE * 0.5], axis=1)
+    found = np.asarray(summed(observe(columns, rounding("float16"))))
+    np.testing.assert_array_equal(np.isnan(found), [True, False, False])
+    assert np.isfinite(np.asarray(summed(observe(columns, rounding("float32"))))).all()

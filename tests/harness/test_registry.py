@@ -17,6 +17,7 @@ from gradproof.model.adapter import AdapterError
 from gradproof.reference import NumpyReference
 from gradproof.subject.registry import GROUP, adapter_names, describe_adapter, load_adapter, load_adapters
 from gradproof.verdict.divergence import divergences_of
+from helpers.frameworks import load
 
 EXPECTED = "expected package.module:Class or path/to/file.py:Class"
 
@@ -463,6 +464,7 @@ def test_options_go_to_the_constructor_and_into_the_name(
 
 
 def test_one_adapter_with_other_options_is_another_adapter() -> None:
+    load("jax")
     assert list(load_adapters(["jax", "jax[jit=network]"])) == ["jax", "jax[jit=network]"]
 
 
@@ -480,6 +482,7 @@ def test_one_adapter_with_other_options_is_another_adapter() -> None:
     ],
 )
 def test_options_that_cannot_be_had_are_refused_in_one_line(request_: str, message: str) -> None:
+    load(request_.partition("[")[0])
     with pytest.raises(AdapterError) as refusal:
         load_adapter(request_)
     assert str(refusal.value).startswith(message)
