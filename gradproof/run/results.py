@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradproof.model.spec import json_safe
+from gradproof.model.tensors import WHOLE_RUN, Role, Wrong
 from gradproof.verdict.bias import Bias
 from gradproof.verdict.divergence import Divergence
 from gradproof.verdict.examination import Examination
-from gradproof.verdict.rows import Row, rows
-from gradproof.verdict.running import OF_THE_RUN, REUSED
+from gradproof.verdict.rows import Row, Verdict, rows
 
 SCHEMA = 1
 TOO_LITTLE = 0.25
@@ -73,7 +73,7 @@ class Tally:
         self.networks += 1
         self.disagreeing += not (examination.agrees or examination.known)
         self.known += examination.known
-        self.gradients += sum(check.role == "gradient" for check in checks)
+        self.gradients += sum(check.key.role is Role.GRADIENT for check in checks)
         self.elements += sum(check.elements for check in checks)
         self.unverifiable += sum(check.unverifiable for check in checks)
         measured = (check.noise_units for check in checks if not (check.kind or check.bound or check.algorithm))
@@ -191,7 +191,7 @@ class Report:
 
 
 def wrong_rows(examination: Examination) -> list[Row]:
-    return [row for row in rows(examination) if row.check.kind and row.verdict != "inherited"]
+    return [row for row in rows(examination) if row.check.kind and row.verdict is not Verdict.INHERITED]
 
 
 def disagreements(examination: Examination, spec: str | None) -> list[Disagreement]:
@@ -207,7 +207,7 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
         network=str(examination.case.network),
         node=row.node,
         layer=row.layer,
-        tensor=check.tensor,
+        tensor=check.key.name,
         kind=_kind(row),
         max_error=check.max_error,
         noise_units=check.noise_units,
@@ -223,5 +223,5 @@ def _disagreement(examination: Examination, row: Row, spec: str | None) -> Disag
 
 def _kind(row: Row) -> str:
     """What is wrong with a tensor; "composition" where it is in its numbers, and by no layer's fault."""
-    between = row.verdict == "composition" and row.check.kind not in (*OF_THE_RUN, REUSED)
-    return "composition" if between else str(row.check.kind)
+    between = row.verdict is Verdict.COMPOSITION and row.check.kind not in (*WHOLE_RUN, Wrong.REUSED_BUFFER)
+    return Verdict.COMPOSITION if between else str(row.check.kind)

@@ -12,21 +12,22 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradproof.model.tensors import NOTHING_GIVEN, Role, Wrong
 from gradproof.run.proof import Proof
 from gradproof.run.results import TOO_LITTLE, Report, Tally
 from gradproof.verdict.examination import Examination
-from gradproof.verdict.rows import Row, rows
-from gradproof.verdict.running import FAILURES, REUSED, SECOND_PASS
+from gradproof.verdict.rows import Row, Verdict, rows
+from gradproof.verdict.running import SECOND_PASS
 
 WIDTH = 120
 """Columns of a diff that goes into a note or a file."""
 
 STYLES = {
-    "WRONG HERE": "bold red",
-    "composition": "bold red",
-    "inherited": "yellow",
-    "known divergence": "cyan",
-    "agrees": "green",
+    Verdict.WRONG_HERE: "bold red",
+    Verdict.COMPOSITION: "bold red",
+    Verdict.INHERITED: "yellow",
+    Verdict.KNOWN: "cyan",
+    Verdict.AGREES: "green",
 }
 
 
@@ -65,39 +66,39 @@ def number(value: Any, digits: int = 9) -> str:
 
 def tensor_label(row: Row) -> str:
     """`out h` for a node's value, `d h` for the gradient with respect to it, `h` for an array that was given."""
-    if row.check.kind in ("mutated_input", "global_state"):
-        return row.check.tensor
-    return f"{'out' if row.check.role == 'value' else 'd'} {row.check.tensor}"
+    if row.check.kind in (Wrong.MUTATED_INPUT, Wrong.GLOBAL_STATE):
+        return row.check.key.name
+    return f"{'out' if row.check.key.role is Role.VALUE else 'd'} {row.check.key.name}"
 
 
 def headline(examination: Examination) -> str:
     """The first thing that is wrong, in one sentence."""
     where = f"{examination.adapter} {examination.case.dtype}"
     found = rows(examination)
-    first = next((row for row in found if row.culprit and row.verdict != "known divergence"), None)
+    first = next((row for row in found if row.culprit and row.verdict is not Verdict.KNOWN), None)
     first = first or next((row for row in found if row.check.kind), None)
     if first is None:
         return f"{where}: every tensor agrees"
-    if first.verdict == "composition":
+    if first.verdict is Verdict.COMPOSITION:
         right = "the first backward pass agrees" if first.check.second_pass else "every layer agrees alone"
         return f"{where}: {right}; in the network, {_wrong(first)}{_readers(examination, first)}"
-    verdict = "diverges as known" if first.verdict == "known divergence" else "is wrong"
+    verdict = "diverges as known" if first.verdict is Verdict.KNOWN else "is wrong"
     return f"{where}: {first.layer} (node {first.node}) {verdict}: {_wrong(first)}"
 
 
 def _wrong(row: Row) -> str:
     check = row.check
-    if check.kind in FAILURES:
+    if check.kind in NOTHING_GIVEN:
         return f"{check.kind}: {check.got}"
-    if check.kind in ("view", "global_state"):
+    if check.kind in (Wrong.VIEW, Wrong.GLOBAL_STATE):
         return f"{check.kind}: {tensor_label(row)} {check.got}"
-    if check.kind == REUSED:
-        return f"{REUSED}: {tensor_label(row)}: {check.got}"
-    if check.kind == "mutated_input":
-        return f"mutated_input: {check.tensor} was written to"
+    if check.kind is Wrong.REUSED_BUFFER:
+        return f"{check.kind}: {tensor_label(row)}: {check.got}"
+    if check.kind is Wrong.MUTATED_INPUT:
+        return f"{check.kind}: {check.key.name} was written to"
     at = f" at {list(check.index)}" if check.index else ""
     units = f" ({check.noise_units:.3g} noise units)" if check.index is not None else f" ({check.kind})"
-    again = ", and something else when called again" if check.kind == "nondeterministic" else ""
+    again = ", and something else when called again" if check.kind is Wrong.NONDETERMINISTIC else ""
     again = f" in {SECOND_PASS}" if check.second_pass else again
     return f"{tensor_label(row)}{at}: expected {number(check.expected)}, got {number(check.got)}{again}{units}"
 
@@ -107,15 +108,15 @@ def likely(examination: Examination) -> list[str]:
     found = [(culprit.node, culprit.diagnosis) for culprit in examination.culprits if culprit.diagnosis]
     lines = [f"likely mistake in {node.layer.name} (node {node.name}): {diagnosis}" for node, diagnosis in found]
     if examination.diagnosis:
-        lines.append(f"likely mistake: d {examination.unblamed[0].tensor} {examination.diagnosis}")
+        lines.append(f"likely mistake: d {examination.unblamed[0].key.name} {examination.diagnosis}")
     return lines
 
 
 def _readers(examination: Examination, row: Row) -> str:
-    readers = [node for node, _ in examination.case.network.consumers.get(row.check.tensor, ())]
+    readers = [node for node, _ in examination.case.network.consumers.get(row.check.key.name, ())]
     if row.check.second_pass or not readers[1:]:
         return ""
-    return f"; the gradients that {', '.join(readers)} send to {row.check.tensor} add up wrongly"
+    return f"; the gradients that {', '.join(readers)} send to {row.check.key.name} add up wrongly"
 
 
 def diff_table(examination: Examination) -> Table:
@@ -123,7 +124,7 @@ def diff_table(examination: Examination) -> Table:
     numbers = ("worst error", "at", "expected", "got", "noise units")
     table = _table(("node", "layer", "tensor", "shape", *numbers, "verdict"), numbers, padding=1)
     for row in rows(examination):
-        if row.check.role == "gradient" or row.verdict != "agrees":
+        if row.check.key.role is Role.GRADIENT or row.verdict is not Verdict.AGREES:
             _add_row(table, _cells(row))
     return table
 
@@ -136,7 +137,7 @@ def _cells(row: Row) -> Iterator[str | Text]:
     yield number(check.expected)
     yield number(check.got)
     yield "" if check.index is None else f"{check.noise_units:.3g}"
-    plain = check.kind is None or check.kind in ("value", "gradient")
+    plain = check.kind is None or check.kind in (Wrong.VALUE, Wrong.GRADIENT)
     yield Text(row.verdict if plain else f"{row.verdict}: {check.kind}", STYLES[row.verdict])
 
 
@@ -159,12 +160,12 @@ def diff(examination: Examination, report: Report, spec: str | None) -> Group:
 
 
 def _forward_line(examination: Examination) -> str:
-    kinds = {check.kind for check in examination.checks if check.role == "value" and check.kind}
-    if kinds & set(FAILURES):
+    kinds = {check.kind for check in examination.checks if check.key.role is Role.VALUE and check.kind}
+    if kinds & set(NOTHING_GIVEN):
         return "forward: nothing was compared"
     return (
         "forward: values disagree too, listed first"
-        if kinds - {"mutated_input", "global_state", REUSED}
+        if kinds - {Wrong.MUTATED_INPUT, Wrong.GLOBAL_STATE, Wrong.REUSED_BUFFER}
         else "forward: every value agrees"
     )
 

@@ -23,6 +23,7 @@ from numpy.random.mtrand import get_bit_generator
 
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.network import Network
+from gradproof.model.tensors import Role, Tensor, Wrong, gradient_of, value_of
 
 SHOWN = 40
 """How many characters of a state's value are shown."""
@@ -35,12 +36,12 @@ TINY = 5e-324
 class Remark:
     """Something wrong with a run beside its numbers.
 
-    kind: "view", "reused_buffer" or "global_state". key: the tensor's key, or the name of the state.
+    key: the tensor, or a value of the name of the state where the kind is global_state.
     message: what happened. network: the one whose tensor it was, where that is another run's.
     """
 
-    kind: str
-    key: str
+    kind: Wrong
+    key: Tensor
     message: str
     network: str = ""
 
@@ -79,7 +80,7 @@ class Watched(Remarking):
         self._state = _global_state()
         try:
             forward = self._adapter.forward(network, values, dtype)
-            self.remarks += _views("value", forward.outputs, self._values)
+            self.remarks += _views(Role.VALUE, forward.outputs, self._values)
         except BaseException:
             self._put_back()
             raise
@@ -89,7 +90,7 @@ class Watched(Remarking):
         """The gradients; the state is compared with what it was before the forward pass."""
         try:
             gradients = self._adapter.backward(forward, cotangent)
-            self.remarks += _views("gradient", gradients, self._values, cotangent)
+            self.remarks += _views(Role.GRADIENT, gradients, self._values, cotangent)
         finally:
             self.remarks += self._put_back()
         self._look_again(forward, gradients)
@@ -117,7 +118,7 @@ class Watched(Remarking):
                 continue
             with suppress(Exception):
                 PROBES[name].put(before)
-            remarks.append(Remark("global_state", name, _change(before, after[name])))
+            remarks.append(Remark(Wrong.GLOBAL_STATE, value_of(name), _change(before, after[name])))
         return remarks
 
 
@@ -137,8 +138,8 @@ class _GivenOut:
 
     def __init__(self, run: Watched, outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
         self._run, self._network = weakref.ref(run), run.network
-        found = {f"value:{name}": array for name, array in outputs.items()}
-        found |= {f"gradient:{name}": array for name, array in gradients.items()}
+        found = {value_of(name): array for name, array in outputs.items()}
+        found |= {gradient_of(name): array for name, array in gradients.items()}
         self._arrays = {key: array for key, array in found.items() if isinstance(array, np.ndarray)}
         self._bytes = {key: array.tobytes() for key, array in self._arrays.items()}
 
@@ -146,9 +147,9 @@ class _GivenOut:
         """A remark for every result that this run has changed; in its second backward pass, for every gradient."""
         again = self._run() is run
         for key, array in self._arrays.items():
-            if not (again and key.startswith("value:")) and array.tobytes() != self._bytes[key]:
+            if not (again and key.role is Role.VALUE) and array.tobytes() != self._bytes[key]:
                 network = "" if self._network == run.network else str(self._network)
-                yield Remark("reused_buffer", key, REUSED, network)
+                yield Remark(Wrong.REUSED_BUFFER, key, REUSED, network)
 
 
 _given_out: dict[int, _GivenOut] = {}
@@ -165,7 +166,7 @@ def _keep(adapter: Adapter, results: _GivenOut) -> None:
 
 
 def _views(
-    role: str,
+    role: Role,
     found: Mapping[str, Any],
     values: Mapping[str, np.ndarray],
     cotangent: np.ndarray | None = None,
@@ -180,7 +181,7 @@ def _views(
         for source, value, start, stop in given:
             if low < stop and start < high and np.shares_memory(array, value):
                 message = f"shares memory with {source}, which it was given; return a copy"
-                yield Remark("view", f"{role}:{name}", message)
+                yield Remark(Wrong.VIEW, Tensor(role, name), message)
                 break
 
 

@@ -24,6 +24,7 @@ from gradproof.draw.joining import NODES, Deep, deep_networks
 from gradproof.model.adapter import AdapterError
 from gradproof.model.case import Case
 from gradproof.model.dtypes import HALF, VALID_DTYPES
+from gradproof.model.tensors import gradient_of
 from gradproof.show.progress import tracked
 from gradproof.subject.registry import load_adapter
 from gradproof.trust.long_sums import told_apart
@@ -270,7 +271,7 @@ def _place(drawn: Sample) -> Place | None:
 
 def _doubtful(place: Place, found: Examination) -> bool:
     """Whether nothing can be said of the gradient, or it is 0 to within rounding, so that a factor changes nothing."""
-    check = next((each for each in found.checks if each.key == f"gradient:{place.victim}"), None)
+    check = next((each for each in found.checks if each.key == gradient_of(place.victim)), None)
     if check is None or found.equations is None or check.unverifiable or check.key not in found.trace.got:
         return True
     without = np.array(found.trace.got[check.key])

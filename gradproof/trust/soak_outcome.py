@@ -13,6 +13,7 @@ import numpy as np
 
 from gradproof.draw.drawing import EDGE_SHARES, SCALES, Drawn, draw_each
 from gradproof.model.dtypes import VALID_DTYPES
+from gradproof.model.tensors import Role
 from gradproof.run.check import FAILURE_DIRECTORY
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.rows import rows
@@ -120,7 +121,7 @@ class Outcome:
     def add(self, examination: Examination) -> None:
         """Count the tensors of one adapter on one network."""
         where = f"{examination.adapter} {examination.case.dtype}"
-        self.gradients += sum(check.role == "gradient" for check in examination.checks)
+        self.gradients += sum(check.key.role is Role.GRADIENT for check in examination.checks)
         self.known[where] += examination.known
         for row in rows(examination) if examination.agrees else ():
             check = row.check

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from gradproof.draw.drawing import Drawn, draw_each
 from gradproof.model.case import Case
+from gradproof.model.tensors import Tensor, gradient_of, value_of
 from gradproof.reference import PRECISE, NumpyReference
 from gradproof.verdict.agreement import judge
 from gradproof.verdict.equations import Equations
@@ -161,7 +162,7 @@ class Digits:
     agrees: bool
 
 
-def exact_tensors(case: Case, definition: Callable[..., Any]) -> dict[str, np.ndarray]:
+def exact_tensors(case: Case, definition: Callable[..., Any]) -> dict[Tensor, np.ndarray]:
     """The output of a one-node case, and the gradients of sum(cotangent * output), rounded to float64 at the end."""
     with mp.workdps(DIGITS):
         (node,) = case.network.nodes
@@ -172,9 +173,9 @@ def exact_tensors(case: Case, definition: Callable[..., Any]) -> dict[str, np.nd
             in_order, by_name = node.bind({**known, **changed})
             return np.asarray(definition(*in_order, **by_name, **node.keywords), dtype=object)
 
-        found = {f"value:{node.name}": _nearest(output({})), f"gradient:{node.name}": _nearest(cotangent)}
+        found = {value_of(node.name): _nearest(output({})), gradient_of(node.name): _nearest(cotangent)}
         for name in (each for each in case.network.differentiable if each in known):
-            found[f"gradient:{name}"] = _nearest(_slopes(partial(_moved, output, name), known[name], cotangent))
+            found[gradient_of(name)] = _nearest(_slopes(partial(_moved, output, name), known[name], cotangent))
         return found
 
 
@@ -223,7 +224,7 @@ def digits(layer: str, networks: int = NETWORKS, seed: int = 1) -> Digits:
         checks = [judge(statement, exact[statement.key], "float64") for statement in equations]
         agrees = agrees and not any(check.kind for check in checks)
         for check in checks:
-            worst[check.role] = max(worst[check.role], check.noise_units)
+            worst[check.key.role] = max(worst[check.key.role], check.noise_units)
     return Digits(layer, len(cases), worst["value"], worst["gradient"], agrees)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from gradproof.model.dtypes import is_floating, limits
 from gradproof.model.options import Shape
+from gradproof.model.tensors import Tensor, Wrong
 from gradproof.reference.algorithms import Algorithm
 from gradproof.verdict.equations import ARITHMETICS, INSIDE, Arithmetic, Floor, Statement
 
@@ -52,7 +53,7 @@ class Evidence:
 class TensorCheck:
     """What was found for one tensor.
 
-    key: "value:NODE" or "gradient:NAME". kind: None where it agrees, else what is wrong.
+    kind: None where it agrees, else what is wrong.
     max_error, index, expected, got: the element with the most noise units (None where nothing was compared).
     noise_units: the worst over all verified elements. bound: whether that is an upper bound, of a tensor for which no
     noise was measured because its error is within a few roundings of the result.
@@ -61,9 +62,9 @@ class TensorCheck:
     second_pass: it agrees after one backward pass, and what is told is of a second one on the same tape.
     """
 
-    key: str
+    key: Tensor
     shape: Shape
-    kind: str | None
+    kind: Wrong | None
     noise_units: float = 0.0
     max_error: float | None = None
     index: tuple[int, ...] | None = None
@@ -76,22 +77,14 @@ class TensorCheck:
     second_pass: bool = False
 
     @property
-    def role(self) -> str:
-        return self.key.partition(":")[0]
-
-    @property
-    def tensor(self) -> str:
-        return self.key.partition(":")[2]
-
-    @property
     def elements(self) -> int:
         return int(np.prod(self.shape, dtype=int))
 
 
-def unknown(key: str, got: Any) -> TensorCheck:
+def unknown(key: Tensor, got: Any) -> TensorCheck:
     """The check of a tensor that nobody asked for."""
     shape = getattr(got, "shape", ())
-    return TensorCheck(key, shape, "missing", float("inf"), expected="nothing of this name", got="not asked for")
+    return TensorCheck(key, shape, Wrong.MISSING, float("inf"), expected="nothing of this name", got="not asked for")
 
 
 def judge(
@@ -146,15 +139,15 @@ def signed_roundings(
         return np.where(masked, np.nan, signed)
 
 
-def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> tuple[str, str, str] | None:
+def _structural_fault(expected: np.ndarray, got: Any, dtype: np.dtype[Any]) -> tuple[Wrong, str, str] | None:
     if got is None:
-        return "missing", "an array", "None"
+        return Wrong.MISSING, "an array", "None"
     if not isinstance(got, (np.ndarray, np.generic)):
-        return "dtype", f"a NumPy array of {dtype}", type(got).__name__
+        return Wrong.DTYPE, f"a NumPy array of {dtype}", type(got).__name__
     if got.shape != expected.shape:
-        return "shape", str(list(expected.shape)), str(list(got.shape))
+        return Wrong.SHAPE, str(list(expected.shape)), str(list(got.shape))
     if got.dtype != dtype or not is_floating(np.asarray(got)):
-        return "dtype", str(dtype), str(got.dtype)
+        return Wrong.DTYPE, str(dtype), str(got.dtype)
     return None
 
 
@@ -199,9 +192,9 @@ class _Comparison:
             if units.max() <= SUFFICIENT or units.max() > hopeless:
                 break
         wrong = units > THRESHOLD
-        kind = None if not wrong.any() else self.statement.key.partition(":")[0]
+        kind = None if not wrong.any() else Wrong(self.statement.key.role)
         if (~np.isfinite(self.got) & wrong).any():
-            kind = "nonfinite"
+            kind = Wrong.NONFINITE
         return self._told(kind, units, unverifiable=int(lost.sum()), wrong=wrong)
 
     def _lost(self, floor: Floor) -> np.ndarray:
@@ -222,7 +215,7 @@ class _Comparison:
 
     def _told(
         self,
-        kind: str | None,
+        kind: Wrong | None,
         units: np.ndarray,
         bound: bool = False,
         unverifiable: int = 0,

@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 
 from gradproof.model.case import Case, jittered, redrawn
 from gradproof.model.network import Node
+from gradproof.model.tensors import Tensor
 from gradproof.reference.algorithms import ALGORITHMS, Algorithm, algorithms_of
 from gradproof.verdict.agreement import SUFFICIENT, judge, signed_roundings
 from gradproof.verdict.equations import ARITHMETICS, EVERY, INSIDE, Arithmetic, Equations, Statement, usable
@@ -43,7 +44,7 @@ ENOUGH = 16
 HOPELESS = 1000.0
 """Noise units, measured from a few runs, that more runs do not make few."""
 
-Probe = Callable[[Case], tuple[Equations, Mapping[str, Any]] | None]
+Probe = Callable[[Case], tuple[Equations, Mapping[Tensor, Any]] | None]
 """Runs the adapter on a case."""
 
 

@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 from gradproof.model.case import Case, redrawn
 from gradproof.model.dtypes import limits
 from gradproof.model.network import Network, Node
+from gradproof.model.tensors import Tensor
 from gradproof.verdict.arithmetic import Probe
 from gradproof.verdict.equations import Equations, Statement, usable
 
@@ -180,7 +181,7 @@ class Evidence:
         self._alone: dict[str, dict[Setting, Case]] = {}
         self._by_setting: dict[Place, dict[Setting, Scale]] = {}
 
-    def add(self, equations: Equations, got: Mapping[str, Any], agreeing: Iterable[str]) -> None:
+    def add(self, equations: Equations, got: Mapping[Tensor, Any], agreeing: Iterable[Tensor]) -> None:
         """Take in a run. agreeing: the keys of its tensors that agree and can be verified as a whole."""
         for key in agreeing:
             if key in equations and len(equations[key].parts) == 1:
@@ -208,7 +209,7 @@ class Evidence:
         strength = float(errors.sum()) / math.sqrt(errors.size)
         best = self._shown.get((place, strength > 0.0))
         if best is None or abs(strength) > abs(best.strength):
-            tensor = statement.key.partition(":")[2]
+            tensor = statement.key.name
             self._shown[place, strength > 0.0] = _Shown(strength, case, equation.node.name, tensor)
 
     def look_closer(self, probe: Probe, looking: Callable[[str], None] = lambda layer: None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradproof.model.case import Case, redrawn
 from gradproof.model.network import Input, Network, NetworkError, Node
+from gradproof.model.tensors import WHOLE_RUN, Role, Tensor, Wrong, gradient_of, value_of
 from gradproof.reference import LAYERS
 from gradproof.subject.watch import Remark
 from gradproof.verdict.agreement import TensorCheck
@@ -18,15 +19,18 @@ from gradproof.verdict.divergence import Divergence, Suspected, explanation
 from gradproof.verdict.equations import Equations, Statement, usable
 from gradproof.verdict.examination import Culprit, Examination, sum_diagnosis
 from gradproof.verdict.judging import Subject, judgement, observe, verdict_on
-from gradproof.verdict.running import OF_THE_RUN, REUSED, run
+from gradproof.verdict.running import run
 from gradproof.verdict.sweep import alone_as_the_sweep_has_it
+
+BESIDE_THE_NUMBERS = (*WHOLE_RUN, Wrong.REUSED_BUFFER, Wrong.VIEW, Wrong.MUTATED_INPUT)
+"""What says nothing of a tensor's numbers."""
 
 
 def blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     """The nodes whose equations fail: in forward order, each with the known divergence that explains it."""
     assert found.equations is not None
     explained = dict(_explained(subject, found))
-    guilty: dict[str, list[str]] = {}
+    guilty: dict[str, list[Tensor]] = {}
     sums = []
     spoilers = _spoilers(subject, found)
     for key, name in spoilers.items():
@@ -34,8 +38,8 @@ def blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
     spoilt = _spoilt(found, spoilers)
     misled = dict(_misled(subject, found))
     for check in found.wrong:
-        settled = (check.kind == "mutated_input" and check.key in spoilers) or check.key in misled
-        if check.key in explained or check.kind in (*OF_THE_RUN, REUSED) or settled:
+        settled = (check.kind is Wrong.MUTATED_INPUT and check.key in spoilers) or check.key in misled
+        if check.key in explained or check.kind in (*WHOLE_RUN, Wrong.REUSED_BUFFER) or settled:
             continue
         nodes = _suspects(found, check)
         if len(nodes) == 1 and not _is_sum(found, check):
@@ -80,14 +84,14 @@ def _suspects(found: Examination, check: TensorCheck) -> list[str]:
     """
     network = found.case.network
     names = {node.name for node in network.nodes}
-    if check.role == "value":
-        owner = [check.tensor] if check.tensor in names else []
-        changed = check.kind == "mutated_input"
-        readers = [reader for reader, _ in network.consumers.get(check.tensor, ())] if changed else []
+    if check.key.role is Role.VALUE:
+        owner = [check.key.name] if check.key.name in names else []
+        changed = check.kind is Wrong.MUTATED_INPUT
+        readers = [reader for reader, _ in network.consumers.get(check.key.name, ())] if changed else []
         return list(dict.fromkeys([*owner, *readers]))
-    readers = list(dict.fromkeys(reader for reader, _ in network.consumers.get(check.tensor, ())))
-    if check.kind == "missing":
-        readers = [name for name in readers if usable(found.trace.got.get(f"gradient:{name}"), network.shapes[name])]
+    readers = list(dict.fromkeys(reader for reader, _ in network.consumers.get(check.key.name, ())))
+    if check.kind is Wrong.MISSING:
+        readers = [name for name in readers if usable(found.trace.got.get(gradient_of(name)), network.shapes[name])]
     return readers
 
 
@@ -97,13 +101,13 @@ def _is_sum(found: Examination, check: TensorCheck) -> bool:
     return bool(statements and check.key in statements and len(statements[check.key].parts) > 1)
 
 
-def _misled(subject: Subject, found: Examination) -> Iterator[tuple[str, set[str]]]:
+def _misled(subject: Subject, found: Examination) -> Iterator[tuple[Tensor, set[Tensor]]]:
     """Key -> the wrong tensors that its equation reads, where it holds with what these should be.
 
     The adapter has then gone on with the right numbers, and given others.
     """
     assert found.equations is not None
-    wrong = {check.key for check in found.wrong if check.kind not in (*OF_THE_RUN, REUSED, "view", "mutated_input")}
+    wrong = {check.key for check in found.wrong if check.kind not in BESIDE_THE_NUMBERS}
     right = {key: given for key, given in found.trace.got.items() if key not in wrong}
     mended: Equations | None = None
     for key in sorted(wrong):
@@ -118,9 +122,9 @@ def _misled(subject: Subject, found: Examination) -> Iterator[tuple[str, set[str
 def _overwriter(subject: Subject, found: Examination, check: TensorCheck) -> str | None:
     """The node whose backward pass overwrites its cotangent, in whose memory this gradient lies."""
     network = found.case.network
-    if check.role != "gradient" or check.tensor not in {node.name for node in network.nodes}:
+    if check.key.role is not Role.GRADIENT or check.key.name not in {node.name for node in network.nodes}:
         return None
-    return next((name for name in _in_one_memory(found, check.tensor) if _overwrites(subject, found, name)), None)
+    return next((name for name in _in_one_memory(found, check.key.name) if _overwrites(subject, found, name)), None)
 
 
 def _in_one_memory(found: Examination, name: str) -> Iterator[str]:
@@ -129,7 +133,7 @@ def _in_one_memory(found: Examination, name: str) -> Iterator[str]:
     node, given = found.case.network.node(name), found.trace.got
     nodes = {each.name for each in found.case.network.nodes}
     for source in dict.fromkeys(each for each in node.inputs if each in nodes):
-        whole, part = given.get(f"gradient:{name}"), given.get(f"gradient:{source}")
+        whole, part = given.get(gradient_of(name)), given.get(gradient_of(source))
         if whole is not None and part is not None and np.isin(part, whole).all():
             yield from _in_one_memory(found, source)
 
@@ -140,16 +144,16 @@ def _overwrites(subject: Subject, found: Examination, name: str) -> bool:
         case = alone_as_the_sweep_has_it(found.sweep, found.case, found.case.network.node(name))
     except NetworkError:
         return False
-    return f"gradient:{name}" in {each.key for each in observe(subject, case).checks if each.kind}
+    return gradient_of(name) in {each.key for each in observe(subject, case).checks if each.kind}
 
 
-def _spoilers(subject: Subject, found: Examination) -> dict[str, str]:
+def _spoilers(subject: Subject, found: Examination) -> dict[Tensor, str]:
     """Key -> the node that overwrites that value: its own, or one that reads it, which does so even when run alone."""
     network = found.case.network
     changed = [
-        check for check in found.trace.checks if check.kind == "mutated_input" and check.tensor in network.shapes
+        check for check in found.trace.checks if check.kind is Wrong.MUTATED_INPUT and check.key.name in network.shapes
     ]
-    spoilers: dict[str, str] = {}
+    spoilers: dict[Tensor, str] = {}
     writes: dict[str, set[str]] = {}
     for check in changed:
         for name in _suspects(found, check):
@@ -157,20 +161,22 @@ def _spoilers(subject: Subject, found: Examination) -> dict[str, str]:
                 _, stands_for = network.alone(name)
                 alone = wrong_alone(subject, found, [network.node(name)])
                 kept = (each for culprit in alone if culprit.observation for each in culprit.observation.checks)
-                writes[name] = {stands_for.get(each.tensor, each.tensor) for each in kept if each.kind == check.kind}
-            if check.tensor in writes[name]:
+                writes[name] = {
+                    stands_for.get(each.key.name, each.key.name) for each in kept if each.kind is check.kind
+                }
+            if check.key.name in writes[name]:
                 spoilers.setdefault(check.key, name)
     if len(set(spoilers.values())) == 1:  # others that changed with it lie in the same memory
         spoilers |= {check.key: next(iter(spoilers.values())) for check in changed if check.key not in spoilers}
     return spoilers
 
 
-def _spoilt(found: Examination, spoilers: Mapping[str, str]) -> dict[str, str]:
+def _spoilt(found: Examination, spoilers: Mapping[Tensor, str]) -> dict[str, str]:
     """Node -> who overwrote a value that it computed or read, and may have kept."""
     network = found.case.network
     spoilt = {}
     for key, name in spoilers.items():
-        tensor = key.partition(":")[2]
+        tensor = key.name
         computed = [node.name for node in network.nodes if node.name == tensor]
         for each in (*computed, *(reader for reader, _ in network.consumers.get(tensor, ()))):
             if each != name:
@@ -217,7 +223,7 @@ def _of_many(
 
 def wrong_alone(subject: Subject, found: Examination, nodes: Iterable[Node]) -> Iterator[Culprit]:
     """The nodes that go wrong even when they alone are run, on the numbers that the adapter had, else the sweep's."""
-    keys = tuple(check.key for check in found.wrong if check.kind in OF_THE_RUN or found.trace.checks)
+    keys = tuple(check.key for check in found.wrong if check.kind in WHOLE_RUN or found.trace.checks)
     for node in nodes:
         case = _case_alone(found, node)
         if case is None:
@@ -237,17 +243,17 @@ def _case_alone(found: Examination, node: Node) -> Case | None:
         return None
 
 
-def _reusers(subject: Subject, found: Examination) -> dict[str, str]:
+def _reusers(subject: Subject, found: Examination) -> dict[Tensor, str]:
     """Key -> the node that gives this tensor, where it gives the same memory again even when it alone is called twice.
 
     None where every layer does: then it is no layer's memory.
     """
-    reused = [check for check in found.wrong if check.kind == REUSED]
+    reused = [check for check in found.wrong if check.kind is Wrong.REUSED_BUFFER]
     if not reused or _reuses_everything(subject, found.case.dtype):
         return {}
     network = found.case.network
-    alone: dict[str, set[str]] = {}
-    reusers: dict[str, str] = {}
+    alone: dict[str, set[Tensor]] = {}
+    reusers: dict[Tensor, str] = {}
     for check in reused:
         for name in _suspects(found, check):
             if name not in alone:
@@ -259,12 +265,12 @@ def _reusers(subject: Subject, found: Examination) -> dict[str, str]:
     return reusers
 
 
-def _keys_reused_alone(subject: Subject, found: Examination, node: Node) -> set[str]:
+def _keys_reused_alone(subject: Subject, found: Examination, node: Node) -> set[Tensor]:
     """The keys, as the network has them, of what a next call of this node alone overwrites."""
     case = _case_alone(found, node)
     _, stands_for = found.case.network.alone(node.name)
-    tensors = [remark.key.partition(":") for remark in _reused_alone(subject, case)] if case else []
-    return {f"{role}:{stands_for.get(own, own)}" for role, _, own in tensors}
+    reused = [remark.key for remark in _reused_alone(subject, case)] if case else []
+    return {key._replace(name=stands_for.get(key.name, key.name)) for key in reused}
 
 
 def _reused_alone(subject: Subject, case: Case) -> tuple[Remark, ...]:
@@ -297,7 +303,7 @@ def _spoils_every_tape(subject: Subject, found: Examination) -> bool:
     return any(check.second_pass for check in verdict_on(subject, case).checks)
 
 
-def _explained(subject: Subject, found: Examination) -> Iterator[tuple[str, tuple[str, Divergence]]]:
+def _explained(subject: Subject, found: Examination) -> Iterator[tuple[Tensor, tuple[str, Divergence]]]:
     """Key -> node and known divergence, of every wrong tensor that divergences of the nodes behind it explain."""
     if not subject.divergences or found.equations is None:
         return
@@ -334,35 +340,35 @@ def _own_observation(subject: Subject, found: Examination, node: Node) -> Observ
     case = found.equations.alone(node)
     if case is None:
         return None
-    got: dict[str, Any] = {f"gradient:{node.name}": case.cotangent, f"value:{node.name}": None}
+    got: dict[Tensor, Any] = {gradient_of(node.name): case.cotangent, value_of(node.name): None}
     checks = {check.key: check for check in found.checks}
     _, stands_for = found.case.network.alone(node.name)
     arguments = {own: argument for argument, own in case.network.nodes[0].sources}
-    given = TensorCheck(f"gradient:{node.name}", case.cotangent.shape, None)
+    given = TensorCheck(gradient_of(node.name), case.cotangent.shape, None)
     if node.name == found.case.network.output:  # whose cotangent was given, whatever became of it
         given, case = checks[given.key], replace(case, cotangent=found.case.cotangent)
         got[given.key] = found.trace.got[given.key]
-    own_checks = [checks[f"value:{node.name}"], given]
-    got[f"value:{node.name}"] = found.trace.got[f"value:{node.name}"]
+    own_checks = [checks[value_of(node.name)], given]
+    got[value_of(node.name)] = found.trace.got[value_of(node.name)]
     for own, source in stands_for.items():
-        key = f"gradient:{source}"
-        if key in checks and checks[key].tensor in found.case.network.differentiable:
+        key = gradient_of(source)
+        if key in checks and source in found.case.network.differentiable:
             statement = found.equations[key]
-            got[f"gradient:{own}"], check = _own_term(node, arguments[own], statement, checks[key], found.trace.got)
-            own_checks.append(replace(check, key=f"gradient:{own}"))
+            got[gradient_of(own)], check = _own_term(node, arguments[own], statement, checks[key], found.trace.got)
+            own_checks.append(replace(check, key=gradient_of(own)))
     return Observation(case, subject.conventions, got, tuple(own_checks), again=lambda other: observe(subject, other))
 
 
 def _around(found: Examination, node: Node) -> dict[str, np.ndarray]:
     """The gradients of the outputs of the nodes that read this one, in float64."""
     readers = dict.fromkeys(reader for reader, _ in found.case.network.consumers[node.name])
-    gradients = {name: found.trace.got.get(f"gradient:{name}") for name in readers}
+    gradients = {name: found.trace.got.get(gradient_of(name)) for name in readers}
     shapes = found.case.network.shapes
     return {name: np.asarray(got, np.float64) for name, got in gradients.items() if usable(got, shapes[name])}
 
 
 def _own_term(
-    node: Node, argument: str, statement: Statement, check: TensorCheck, got: Mapping[str, Any]
+    node: Node, argument: str, statement: Statement, check: TensorCheck, got: Mapping[Tensor, Any]
 ) -> tuple[Any, TensorCheck]:
     """A node's part in a gradient: what is left of it without the parts that other readers must have sent."""
     mine = [

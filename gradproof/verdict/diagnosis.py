@@ -16,6 +16,7 @@ import numpy as np
 
 from gradproof.model.case import Case, redrawn
 from gradproof.model.dtypes import limits
+from gradproof.model.tensors import Tensor, Wrong, gradient_of
 from gradproof.reference import NumpyReference
 from gradproof.reference.walk import Conventions
 from gradproof.verdict.agreement import THRESHOLD, Evidence, TensorCheck, judge
@@ -27,7 +28,7 @@ from gradproof.verdict.hypotheses.suspect import Coarse, Guess, Hypothesis, Susp
 EXPLAINED = 1e-3
 """The share of the error that a hypothesis may leave: an ill-conditioned tensor would agree with many."""
 
-NUMERIC = ("value", "gradient", "shape")
+NUMERIC = (Wrong.VALUE, Wrong.GRADIENT, Wrong.SHAPE)
 """Kinds of disagreement between numbers; the other kinds say what is wrong themselves."""
 
 MOST_STATED = 3
@@ -49,12 +50,12 @@ class Observation:
 
     case: Case
     conventions: Conventions
-    got: Mapping[str, Any]
+    got: Mapping[Tensor, Any]
     checks: tuple[TensorCheck, ...]
     again: Callable[[Case], Observation]
 
     @cached_property
-    def wrong(self) -> dict[str, TensorCheck]:
+    def wrong(self) -> dict[Tensor, TensorCheck]:
         """Key -> check of every tensor whose numbers are wrong."""
         return {
             check.key: check
@@ -62,7 +63,7 @@ class Observation:
             if check.kind in NUMERIC and isinstance(self.got.get(check.key), (np.ndarray, np.generic))
         }
 
-    def agrees(self, key: str) -> bool:
+    def agrees(self, key: Tensor) -> bool:
         return any(check.key == key and not check.kind for check in self.checks)
 
 
@@ -106,7 +107,7 @@ class Fit(NamedTuple):
 
     name: str
     detail: str
-    key: str
+    key: Tensor
 
     @property
     def hypothesis(self) -> Hypothesis:
@@ -127,7 +128,7 @@ def diagnose(alone: Observation, around: Mapping[str, np.ndarray] | None = None)
     here = _fits(Suspect(alone.case, alone.conventions, around or {}, alone.got), alone, list(alone.wrong))
     asked = [fit for fit in here if not fit.hypothesis.in_place]
     there = _fits_again(alone.again(redrawn(alone.case)), asked) if asked else {}
-    said: dict[str, list[Fit]] = {key: [] for key in alone.wrong}
+    said: dict[Tensor, list[Fit]] = {key: [] for key in alone.wrong}
     for fit in here:
         if _confirmed(fit, here, there):
             said[fit.key].append(fit)
@@ -156,7 +157,7 @@ def diagnose_in_place(alone: Observation, around: Mapping[str, np.ndarray] | Non
 
 
 def _fits(
-    suspect: Suspect, of: Observation, keys: Sequence[str], asked: Collection[Fit] | None = None
+    suspect: Suspect, of: Observation, keys: Sequence[Tensor], asked: Collection[Fit] | None = None
 ) -> dict[Fit, int]:
     """Every guess that gives what the adapter gave for one of these tensors -> how many wrong numbers it accounts for.
 
@@ -173,7 +174,7 @@ def _fits(
     return found
 
 
-def _different_numbers(of: Observation, key: str) -> int:
+def _different_numbers(of: Observation, key: Tensor) -> int:
     """How many elements of the tensor are wrong, each in its own way."""
     if key not in of.wrong:
         return 0
@@ -181,14 +182,14 @@ def _different_numbers(of: Observation, key: str) -> int:
     return int(np.unique(of.got[key] if evidence is None else evidence.error[evidence.wrong]).size)
 
 
-def _reproduced(suspect: Suspect, of: Observation, keys: Sequence[str], guess: Guess | Coarse) -> list[str]:
+def _reproduced(suspect: Suspect, of: Observation, keys: Sequence[Tensor], guess: Guess | Coarse) -> list[Tensor]:
     """Those of the tensors that are as the guess would have them."""
     if not keys:
         return []
     return _rounded(of, keys, guess) if isinstance(guess, Coarse) else _given(suspect, of, keys, guess)
 
 
-def _together(said: Mapping[str, Sequence[Fit]]) -> tuple[Finding, ...]:
+def _together(said: Mapping[Tensor, Sequence[Fit]]) -> tuple[Finding, ...]:
     """The mistakes that explain every wrong tensor."""
     if not said:
         return ()
@@ -197,9 +198,9 @@ def _together(said: Mapping[str, Sequence[Fit]]) -> tuple[Finding, ...]:
     return tuple(Finding(fit.name, fit.text) for fit in _specific(common))
 
 
-def _apart(alone: Observation, said: Mapping[str, Sequence[Fit]]) -> Iterator[Finding]:
+def _apart(alone: Observation, said: Mapping[Tensor, Sequence[Fit]]) -> Iterator[Finding]:
     """The mistakes that explain each tensor; tensors of which the same is said go together."""
-    arguments = {f"gradient:{source}": argument for argument, source in alone.case.network.nodes[0].sources}
+    arguments = {gradient_of(source): argument for argument, source in alone.case.network.nodes[0].sources}
     tensors_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for key, fits in said.items():
         findings = tuple((fit.name, fit.text) for fit in _specific(fits))
@@ -216,12 +217,12 @@ def _specific(fits: Sequence[Fit]) -> list[Fit]:
     return [firsts[name] for name in HYPOTHESES if name in firsts][:MOST_STATED]
 
 
-def _rounded(alone: Observation, keys: Iterable[str], guess: Coarse) -> list[str]:
+def _rounded(alone: Observation, keys: Iterable[Tensor], guess: Coarse) -> list[Tensor]:
     """The tensors whose numbers are all of a lower precision, and off by no more than it explains."""
     bits = int(limits(alone.case.dtype).nmant) + 1
     allowed = THRESHOLD * 2.0 ** (bits - guess.bits)
 
-    def rounded(key: str) -> bool:
+    def rounded(key: Tensor) -> bool:
         if key not in alone.wrong:
             return alone.agrees(key)
         got, check = np.asarray(alone.got[key]), alone.wrong[key]
@@ -231,7 +232,7 @@ def _rounded(alone: Observation, keys: Iterable[str], guess: Coarse) -> list[str
     return [key for key in keys if guess.bits < bits and rounded(key)]
 
 
-def _given(suspect: Suspect, alone: Observation, keys: Iterable[str], guess: Guess) -> list[str]:
+def _given(suspect: Suspect, alone: Observation, keys: Sequence[Tensor], guess: Guess) -> list[Tensor]:
     """The tensors that are as the guess would have them, to within the noise of what it computes."""
     try:
         predicted = suspect.predicted(guess)
@@ -244,7 +245,7 @@ def _given(suspect: Suspect, alone: Observation, keys: Iterable[str], guess: Gue
         return []  # a formula that cannot be put to this layer or to these shapes explains nothing
 
 
-def _near(predicted: np.ndarray, key: str, of: Observation) -> bool:
+def _near(predicted: np.ndarray, key: Tensor, of: Observation) -> bool:
     """Whether the prediction is far nearer than the truth to what the adapter gave, where that is wrong."""
     if key not in of.wrong:
         return of.agrees(key)
@@ -289,10 +290,10 @@ class Roughly(Statement):
         return Floor(np.full(found.spread.shape, found.spread.max(initial=0.0)), found.lost)
 
 
-def _agrees(key: str, predicted: np.ndarray, of: Observation, equation: Equation) -> bool:
+def _agrees(key: Tensor, predicted: np.ndarray, of: Observation, equation: Equation) -> bool:
     """Whether what the adapter gave is the prediction, to within rounding every operation of its computation."""
-    arguments = {f"gradient:{source}": argument for argument, source in equation.node.sources}
-    if key == f"gradient:{equation.node.name}":
+    arguments = {gradient_of(source): argument for argument, source in equation.node.sources}
+    if key == gradient_of(equation.node.name):
         return np.array_equal(of.got[key], predicted.astype(of.case.dtype))
     statement = Roughly(key, predicted, np.abs(predicted), ((equation, arguments.get(key)),))
     got = np.asarray(of.got[key]).astype(of.case.dtype)

@@ -21,6 +21,7 @@ from gradproof.model.dtypes import VALID_DTYPES
 from gradproof.model.layer import Layer
 from gradproof.model.network import Node
 from gradproof.model.options import OptionValue, Shape, TrailingAxes
+from gradproof.model.tensors import Role, Tensor, Wrong
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.subject.ancestry import ancestry
 from gradproof.verdict.agreement import Evidence, TensorCheck
@@ -32,10 +33,10 @@ OUTPUT = "output"
 """Stands for an argument's name in an entry that is located by what the layer must give, and in its gradients by the
 elements that are a part of it."""
 
-KINDS = ("value", "gradient", "nonfinite")
+KINDS = (Wrong.VALUE, Wrong.GRADIENT, Wrong.NONFINITE)
 """The kinds of disagreement that an entry can describe."""
 
-ROLES = KINDS[:2]
+ROLES = tuple(Role)
 
 Statistic = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
@@ -106,14 +107,14 @@ class Divergence:
         (node,) = case.network.nodes
         if node.layer.name != self.layer or not self.options.items() <= dict(node.options).items():
             return np.zeros_like(evidence.wrong)
-        if self.role not in ("", check.role):
+        if self.role not in ("", check.key.role):
             return np.zeros_like(evidence.wrong)
         located = self.located(case, evidence.wrong.shape)
         with np.errstate(all="ignore"):
-            scale = _largest(case.cotangent) if check.role == "gradient" else 1.0
+            scale = _largest(case.cotangent) if check.key.role is Role.GRADIENT else 1.0
             allowed = self.max_relative_error * np.abs(evidence.expected) + self.max_absolute_error * scale
-        small = evidence.error <= allowed if check.role in self.kinds else False
-        lost = ~np.isfinite(evidence.error) if "nonfinite" in self.kinds else False
+        small = evidence.error <= allowed if check.key.role in self.kinds else False
+        lost = ~np.isfinite(evidence.error) if Wrong.NONFINITE in self.kinds else False
         return np.asarray(located & (small | lost) & evidence.wrong)
 
     def located(self, case: Case, shape: Shape) -> np.ndarray:
@@ -180,7 +181,7 @@ def explanation(divergences: Iterable[Divergence], suspected: Sequence[Suspected
     Suspects for one tensor, which its readers are, share in explaining it.
     """
     needed: list[Divergence] = []
-    open_elements: dict[str, np.ndarray] = {}
+    open_elements: dict[Tensor, np.ndarray] = {}
     for each in suspected:
         left = open_elements.setdefault(each.check.key, each.evidence.wrong)
         for entry in divergences:

@@ -18,6 +18,7 @@ import numpy as np
 from gradproof.model.case import Case, upcast
 from gradproof.model.dtypes import HALF, is_floating
 from gradproof.model.network import Network, NetworkError, Node
+from gradproof.model.tensors import Role, Tensor, gradient_of, value_of
 from gradproof.reference import NumpyReference
 from gradproof.reference.algorithms import Algorithm
 from gradproof.verdict.noise import Rounding, observe, rounded_inside
@@ -26,7 +27,7 @@ Array = np.ndarray[Any, Any]
 Terms = Mapping[str, Array]
 """Argument -> what a node sends back to the tensor that it reads there."""
 
-Held = Callable[[str, int], Array | None]
+Held = Callable[[Tensor, int], Array | None]
 """What an adapter may have held of a tensor, in the run of that number, in place of what it gave of it; None of what it
 was given itself."""
 
@@ -121,7 +122,7 @@ class Equation:
         count: int,
         arithmetic: Arithmetic,
         algorithm: Algorithm | None = None,
-        held: Collection[str] = ("value", "gradient"),
+        held: Collection[Role] = (Role.VALUE, Role.GRADIENT),
     ) -> Sequence[Any]:
         """The value and the terms of `count` runs whose arithmetic rounds, those of another algorithm where given.
 
@@ -133,7 +134,7 @@ class Equation:
         return made[:count]
 
     def _sample(
-        self, index: int, arithmetic: Arithmetic, algorithm: Algorithm | None, held: Collection[str]
+        self, index: int, arithmetic: Arithmetic, algorithm: Algorithm | None, held: Collection[Role]
     ) -> tuple[Array, Terms]:
         generator = np.random.default_rng((index, self._number, self._dtype.itemsize))
         in_order = algorithm is not None and algorithm.in_order
@@ -142,18 +143,18 @@ class Equation:
         reference = self._textbook.replacing(self.node.layer.name, row) if row else self._textbook
         coarse = Rounding(self._dtype, generator, to_grid=index % 2 == 1)
 
-        def given(key: str, array: Array) -> Array:
-            other = self._held(key, index) if self._held and key.partition(":")[0] in held else None
+        def given(key: Tensor, array: Array) -> Array:
+            other = self._held(key, index) if self._held and key.role in held else None
             return observe(rounding.flushed(array if other is None else coarse(other)), rounding)
 
         reads = {
-            name: given(f"value:{name}", array) if is_floating(array) else array for name, array in self.reads.items()
+            name: given(value_of(name), array) if is_floating(array) else array for name, array in self.reads.items()
         }
         with np.errstate(all="ignore"):
             out, cache = reference.run_node(self.node, reads)
             if arithmetic is STORED:
                 cache = rounded_inside(cache, coarse)
-            terms = reference.row(self.node)[1](given(f"gradient:{self.node.name}", self.dout), cache)
+            terms = reference.row(self.node)[1](given(gradient_of(self.node.name), self.dout), cache)
         return np.asarray(out), {name: np.asarray(each) for name, each in terms.items()}
 
 
@@ -161,14 +162,14 @@ class Equation:
 class Statement:
     """What one tensor must be.
 
-    key: "value:NODE" or "gradient:NAME". expected: float64 array. size: the sum of the magnitudes of its terms.
+    expected: float64 array. size: the sum of the magnitudes of its terms.
     parts: the nodes, with their arguments, whose terms it is the sum of; of a value, the node with None.
     finite: whether all numbers that go into it are finite. open: whether some of them are not known.
     undefined: where the adapter's value of the tensor is NaN, at which nothing has a derivative; everywhere, where a
         layer has put numbers into an order of which one is NaN.
     """
 
-    key: str
+    key: Tensor
     expected: Array
     size: Array
     parts: tuple[tuple[Equation, str | None], ...]
@@ -207,12 +208,12 @@ class Statement:
         """
         sampled = self._sampled(run, held=())
         if np.array_equal(sampled, self.expected, equal_nan=True):
-            sampled = self._sampled(run, held=(self.key.partition(":")[0],))
+            sampled = self._sampled(run, held=(self.key.role,))
         with np.errstate(all="ignore"):
             moved = given + (sampled - self.expected)
         return np.where(np.isfinite(moved), moved, given)
 
-    def _sampled(self, run: int, held: Collection[str]) -> Array:
+    def _sampled(self, run: int, held: Collection[Role]) -> Array:
         return self._sum([equation.samples(run + 1, EVERY, held=held)[run] for equation, _ in self.parts])
 
     def _sum(self, runs: Sequence[tuple[Array, Terms]]) -> Array:
@@ -238,7 +239,7 @@ class Equations:
     def __init__(
         self,
         case: Case,
-        got: Mapping[str, Any],
+        got: Mapping[Tensor, Any],
         reference: NumpyReference,
         textbook: NumpyReference,
         fused: bool = False,
@@ -246,7 +247,7 @@ class Equations:
         self.case = case
         network = case.network
         held = self._held if fused else None
-        self._unknown: set[str] = set()
+        self._unknown: set[Tensor] = set()
         self.got = got
         known = self._values = dict(case.exact_values)
         self.by_node: dict[str, Equation] = {}
@@ -255,26 +256,26 @@ class Equations:
                 reads = {source: known[source] for _, source in node.sources}
                 equation = Equation(node, number, reads, reference, textbook, case.dtype, held)
                 self.by_node[node.name] = equation
-                known[node.name] = self._known(f"value:{node.name}", equation.out)
-            self._statements = {f"value:{name}": self._value(name) for name in self.by_node}
+                known[node.name] = self._known(value_of(node.name), equation.out)
+            self._statements = {value_of(name): self._value(name) for name in self.by_node}
             self._walk_back(network)
 
     def __iter__(self) -> Any:
         return iter(self._statements.values())
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: Tensor) -> bool:
         return key in self._statements
 
-    def __getitem__(self, key: str) -> Statement:
+    def __getitem__(self, key: Tensor) -> Statement:
         return self._statements[key]
 
     def alone(self, node: Node) -> Case | None:
         """The case of one node on the adapter's own numbers, None where these are missing or in no domain."""
         case, got = self.case, self.got
         network, stands_for = case.network.alone(node.name)
-        known = {**{name: got.get(f"value:{name}") for name in self.by_node}, **case.values}
+        known = {**{name: got.get(value_of(name)) for name in self.by_node}, **case.values}
         values = {own: known[name] for own, name in stands_for.items()}
-        dout = got.get(f"gradient:{node.name}")
+        dout = got.get(gradient_of(node.name))
         if not usable(dout, case.network.shapes[node.name]) or dout.dtype != np.dtype(case.dtype):  # type: ignore[union-attr]
             return None
         try:
@@ -282,7 +283,7 @@ class Equations:
         except (NetworkError, AttributeError):
             return None
 
-    def _known(self, key: str, expected: Array) -> Array:
+    def _known(self, key: Tensor, expected: Array) -> Array:
         """The adapter's own numbers, else what they must be."""
         got = self.got.get(key)
         if usable(got, expected.shape):
@@ -290,23 +291,23 @@ class Equations:
         self._unknown.add(key)
         return expected
 
-    def _held(self, key: str, run: int) -> Array | None:
+    def _held(self, key: Tensor, run: int) -> Array | None:
         """What the adapter may have gone on with in place of a tensor that it computed."""
         if key not in self._statements or not self._statements[key].parts:
             return None
-        role, _, name = key.partition(":")
-        return self._statements[key].held(self._values[name] if role == "value" else self.by_node[name].dout, run)
+        given = self._values[key.name] if key.role is Role.VALUE else self.by_node[key.name].dout
+        return self._statements[key].held(given, run)
 
     def _value(self, name: str) -> Statement:
         equation = self.by_node[name]
-        unknown = any(f"value:{source}" in self._unknown for _, source in equation.node.sources)
+        unknown = any(value_of(source) in self._unknown for _, source in equation.node.sources)
         out = np.asarray(equation.out)
         finite = all(bool(np.isfinite(a).all()) for a in equation.reads.values() if is_floating(a))
-        return Statement(f"value:{name}", out, np.abs(out), ((equation, None),), finite, unknown, equation.unordered)
+        return Statement(value_of(name), out, np.abs(out), ((equation, None),), finite, unknown, equation.unordered)
 
     def _walk_back(self, network: Network) -> None:
         cotangent = self.case.cotangent.astype(np.float64)
-        key = f"gradient:{network.output}"
+        key = gradient_of(network.output)
         output = self.by_node[network.output]
         self._statements[key] = Statement(key, cotangent, np.abs(cotangent), ())
         output.pull_back(self._known(key, cotangent))
@@ -318,7 +319,7 @@ class Equations:
                 self._gradient(name)
 
     def _gradient(self, name: str) -> Statement:
-        key = f"gradient:{name}"
+        key = gradient_of(name)
         parts, terms, unknown = [], [], False
         for reader, argument in self.case.network.consumers[name]:
             equation = self.by_node[reader]
@@ -337,12 +338,12 @@ class Equations:
         )
         return self._statements[key]
 
-    def read_by(self, key: str) -> set[str]:
+    def read_by(self, key: Tensor) -> set[Tensor]:
         """The keys of the tensors that go into the equation of this one, inputs and parameters among them."""
         parts = self[key].parts
         read = {each for equation, _ in parts for each in self._inputs_of(equation)}
-        return read - {f"gradient:{equation.node.name}" for equation, argument in parts if argument is None}
+        return read - {gradient_of(equation.node.name) for equation, argument in parts if argument is None}
 
     @staticmethod
-    def _inputs_of(equation: Equation) -> set[str]:
-        return {f"gradient:{equation.node.name}"} | {f"value:{source}" for _, source in equation.node.sources}
+    def _inputs_of(equation: Equation) -> set[Tensor]:
+        return {gradient_of(equation.node.name)} | {value_of(source) for _, source in equation.node.sources}

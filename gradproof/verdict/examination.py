@@ -10,6 +10,7 @@ import numpy as np
 
 from gradproof.model.case import Case
 from gradproof.model.network import Node
+from gradproof.model.tensors import Role, Tensor
 from gradproof.reference.walk import Conventions
 from gradproof.verdict.agreement import TensorCheck
 from gradproof.verdict.diagnosis import Diagnosis, Observation, diagnose, diagnose_sum
@@ -30,7 +31,7 @@ class Culprit:
     """
 
     node: Node
-    keys: tuple[str, ...]
+    keys: tuple[Tensor, ...]
     divergence: Divergence | None = None
     observation: Observation | None = field(default=None, repr=False, compare=False)
     around: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
@@ -101,6 +102,6 @@ class Examination:
 
 def sum_diagnosis(equations: Equations, trace: Trace, check: TensorCheck) -> Diagnosis:
     """The mistakes in adding up what the readers of this tensor send back."""
-    if check.evidence is None or check.role != "gradient":
+    if check.evidence is None or check.key.role is not Role.GRADIENT:
         return Diagnosis()
     return diagnose_sum(equations[check.key], trace.got[check.key], check)

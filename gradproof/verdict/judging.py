@@ -13,6 +13,7 @@ from gradproof.model.adapter import Adapter, supported
 from gradproof.model.case import Case, redrawn
 from gradproof.model.dtypes import HALF
 from gradproof.model.network import Network, Node
+from gradproof.model.tensors import Tensor, Wrong
 from gradproof.reference import PRECISE, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, algorithms_of
 from gradproof.subject.watch import Remark
@@ -65,7 +66,7 @@ class Subject:
         """Whether the adapter may go on with more digits of a tensor than it gives."""
         return bool(getattr(self.adapter, "fused", False))
 
-    def equations(self, case: Case, got: Mapping[str, Any], held_otherwise: bool = False) -> Equations:
+    def equations(self, case: Case, got: Mapping[Tensor, Any], held_otherwise: bool = False) -> Equations:
         """The equations of a run. held_otherwise: let the adapter go on with other digits though it is not fused."""
         fused = self.fused or held_otherwise
         return Equations(case, got, NumpyReference(self.conventions, PRECISE), NumpyReference(self.conventions), fused)
@@ -126,7 +127,7 @@ def observe(subject: Subject, case: Case) -> Observation:
     return Observation(case, subject.conventions, trace.got, checks, again=lambda other: observe(subject, other))
 
 
-def _judged(subject: Subject, equations: Equations, got: Mapping[str, Any]) -> Iterator[TensorCheck]:
+def _judged(subject: Subject, equations: Equations, got: Mapping[Tensor, Any]) -> Iterator[TensorCheck]:
     """The check of every equation, then of every tensor that nobody asked for."""
     expected = set()
     for statement in equations:
@@ -135,7 +136,7 @@ def _judged(subject: Subject, equations: Equations, got: Mapping[str, Any]) -> I
     yield from (unknown(key, got[key]) for key in sorted(got.keys() - expected))
 
 
-def judgement(subject: Subject, equations: Equations, statement: Statement, got: Mapping[str, Any]) -> TensorCheck:
+def judgement(subject: Subject, equations: Equations, statement: Statement, got: Mapping[Tensor, Any]) -> TensorCheck:
     """The check of one equation: against the finest arithmetic, then against the layer's own, then its algorithms."""
     case, given = equations.case, got.get(statement.key)
     check = judge(statement, given, case.dtype, _known_classes(subject, case.dtype, statement))
@@ -149,7 +150,7 @@ def judgement(subject: Subject, equations: Equations, statement: Statement, got:
     if check.evidence:
         check = _by_algorithm(subject, statement, given, case.dtype, classes, check)
     if not check.kind and not subject.classes.allow(classes.values(), subject.demanded):
-        return replace(sharper, kind="arithmetic")
+        return replace(sharper, kind=Wrong.ARITHMETIC)
     return check
 
 
@@ -208,7 +209,7 @@ def _explains_some(check: TensorCheck, wrong: np.ndarray) -> bool:
     return check.evidence is None or not (check.evidence.wrong >= wrong).all()
 
 
-def probe(subject: Subject, case: Case) -> tuple[Equations, Mapping[str, Any]] | None:
+def probe(subject: Subject, case: Case) -> tuple[Equations, Mapping[Tensor, Any]] | None:
     """The equations of a case, and what the adapter gave for it; None where it gave nothing."""
     trace = run(subject.adapter, case, subject.timeout)
     return None if trace.failure else (subject.equations(case, trace.got), trace.got)
@@ -222,7 +223,7 @@ def _by_algorithm(
     classes: Mapping[str, Arithmetic],
     check: TensorCheck,
 ) -> TensorCheck:
-    """The check where an honest algorithm loses the digits that are missing: of kind "accuracy" if that is asked.
+    """The check where an honest algorithm loses the digits that are missing: of kind accuracy if that is asked.
 
     Where an algorithm accounts for some elements alone, the others are what is wrong.
     """
@@ -239,7 +240,7 @@ def _by_algorithm(
         return check
     layer = fitting[0][0]
     told = replace(check, evidence=None, algorithm=(layer, " or ".join(name for own, name in fitting if own == layer)))
-    return replace(told, kind="accuracy" if subject.strict else None)
+    return replace(told, kind=Wrong.ACCURACY if subject.strict else None)
 
 
 def _left_over(check: TensorCheck, other: TensorCheck) -> TensorCheck:
@@ -255,7 +256,9 @@ def _with_views(checks: Iterable[TensorCheck], trace: Trace) -> Iterator[TensorC
     """The checks, of kind "view" where a tensor that agrees shares memory that it must not share."""
     for check in checks:
         seen = check.key in trace.views and not check.kind
-        yield TensorCheck(check.key, check.shape, "view", float("inf"), got=trace.views[check.key]) if seen else check
+        yield (
+            TensorCheck(check.key, check.shape, Wrong.VIEW, float("inf"), got=trace.views[check.key]) if seen else check
+        )
 
 
 def _to_be_called_twice(subject: Subject, case: Case, trace: Trace, checks: Iterable[TensorCheck]) -> bool:
@@ -285,7 +288,7 @@ def _called_again(
     subject: Subject, equations: Equations, trace: Trace, checks: tuple[TensorCheck, ...]
 ) -> tuple[TensorCheck, ...]:
     """The checks, of kind "nondeterministic" where a second call, or a second backward pass, is wrong otherwise."""
-    if any(check.kind == "mutated_input" for check in trace.checks):
+    if any(check.kind is Wrong.MUTATED_INPUT for check in trace.checks):
         return checks
     if any(check.evidence for check in checks):
         second = run_again(subject.adapter, equations.case, subject.timeout)
@@ -301,7 +304,7 @@ def _called_again(
     twice = tuple(_judged(subject, subject.equations(equations.case, again.got), again.got))
     if any(check.kind for check in twice):  # a tape that adds up may do so in what it gave: that it adds up counts
         return tuple(
-            replace(check, kind="nondeterministic", evidence=None, second_pass=True) if check.kind else check
+            replace(check, kind=Wrong.NONDETERMINISTIC, evidence=None, second_pass=True) if check.kind else check
             for check in twice
         )
     reused = {remark.key: remark for remark in again.reused}
@@ -311,9 +314,9 @@ def _called_again(
     )
 
 
-def _steady_or_not(check: TensorCheck, first: Mapping[str, Any], second: Mapping[str, Any]) -> TensorCheck:
+def _steady_or_not(check: TensorCheck, first: Mapping[Tensor, Any], second: Mapping[Tensor, Any]) -> TensorCheck:
     if check.evidence and _moved(check.evidence, first[check.key], second.get(check.key)):
-        return replace(check, kind="nondeterministic", evidence=None)
+        return replace(check, kind=Wrong.NONDETERMINISTIC, evidence=None)
     return check
 
 

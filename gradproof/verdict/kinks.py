@@ -16,6 +16,7 @@ from gradproof.model.dtypes import limits
 from gradproof.model.layer import Kink, Layer, ShapeError
 from gradproof.model.network import Input, Network, NetworkError, Node
 from gradproof.model.options import Options, Shape
+from gradproof.model.tensors import Role, Wrong
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.verdict.divergence import Divergence, divergences_of
 from gradproof.verdict.examination import Culprit, Examination
@@ -67,8 +68,10 @@ def _disagreeing(found: Examination) -> Examination:
     if not found.agrees:
         return found
     allowed = rounding(found.case.dtype)
-    off = {check.key for check in found.checks if check.role == "gradient" and (check.max_error or 0.0) > allowed}
-    checks = tuple(replace(check, kind="gradient") if check.key in off else check for check in found.checks)
+    off = {
+        check.key for check in found.checks if check.key.role is Role.GRADIENT and (check.max_error or 0.0) > allowed
+    }
+    checks = tuple(replace(check, kind=Wrong.GRADIENT) if check.key in off else check for check in found.checks)
     return replace(found, checks=checks, culprits=(Culprit(found.case.network.nodes[0], tuple(off)),))
 
 

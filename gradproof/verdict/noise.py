@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from gradproof.model.dtypes import is_floating, limits
+from gradproof.model.tensors import Tensor, gradient_of, value_of
 
 FLOAT64 = np.dtype("float64")
 
@@ -246,7 +247,7 @@ def rounded_inside(cache: Any, rounding: Rounding) -> Any:
     return observe(rounded, cache.rounding) if isinstance(cache, Noisy) else rounded
 
 
-def tensors(outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[str, Any]:
-    """Values and gradients under one roof: "value:node" and "gradient:name"."""
-    values = {f"value:{name}": array for name, array in outputs.items()}
-    return values | {f"gradient:{name}": array for name, array in gradients.items()}
+def tensors(outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[Tensor, Any]:
+    """Values and gradients under one roof."""
+    values = {value_of(name): array for name, array in outputs.items()}
+    return values | {gradient_of(name): array for name, array in gradients.items()}

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from gradproof.model.network import Network
+from gradproof.model.tensors import WHOLE_RUN, Role, Wrong
 from gradproof.verdict.agreement import TensorCheck
 from gradproof.verdict.diagnosis import Diagnosis
 from gradproof.verdict.divergence import Divergence
 from gradproof.verdict.equations import usable
 from gradproof.verdict.examination import Culprit, Examination
-from gradproof.verdict.running import OF_THE_RUN
+
+
+class Verdict(StrEnum):
+    """What is said of one tensor.
+
+    INHERITED: its own equation holds, but an earlier error has moved it. WRONG_HERE: its equation fails.
+    COMPOSITION: it is wrong by no layer's fault.
+    """
+
+    AGREES = "agrees"
+    INHERITED = "inherited"
+    WRONG_HERE = "WRONG HERE"
+    KNOWN = "known divergence"
+    COMPOSITION = "composition"
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the per-layer diff: a tensor, the node it belongs to, and the verdict on it.
 
-    verdict: "agrees"; "inherited" where its own equation holds, but an earlier error has moved it, by as much as the
-    check then says; "WRONG HERE" where its equation fails; "known divergence"; or "composition" where it is wrong by no
-    layer's fault.
+    check: of a tensor that inherits an error, how far that has moved it.
     diagnosis: of what is to blame, where a known mistake gives the same numbers.
     """
 
     node: str
     layer: str
     check: TensorCheck
-    verdict: str
+    verdict: Verdict
     divergence: Divergence | None = None
     diagnosis: Diagnosis | None = None
 
     @property
     def culprit(self) -> bool:
-        return self.verdict in ("WRONG HERE", "composition", "known divergence")
+        return self.verdict in (Verdict.WRONG_HERE, Verdict.COMPOSITION, Verdict.KNOWN)
 
     @property
     def cause(self) -> str | None:
@@ -56,13 +69,14 @@ def _row(examination: Examination, name: str, check: TensorCheck, culprit: Culpr
     layer = examination.case.network.node(name).layer.name
     if not check.kind:
         off = _off(examination, check)
-        return Row(name, layer, off or check, "inherited" if off else "agrees")
+        return Row(name, layer, off or check, Verdict.INHERITED if off else Verdict.AGREES)
     if culprit is None:
-        follows = check.kind == "missing" and check.got == "None" and bool(examination.culprits)
-        return Row(name, layer, check, "inherited" if follows else "composition", diagnosis=examination.diagnosis)
+        follows = check.kind is Wrong.MISSING and check.got == "None" and bool(examination.culprits)
+        verdict = Verdict.INHERITED if follows else Verdict.COMPOSITION
+        return Row(name, layer, check, verdict, diagnosis=examination.diagnosis)
     if culprit.divergence:
-        return Row(name, layer, check, "known divergence", culprit.divergence)
-    return Row(name, layer, check, "WRONG HERE", diagnosis=culprit.diagnosis)
+        return Row(name, layer, check, Verdict.KNOWN, culprit.divergence)
+    return Row(name, layer, check, Verdict.WRONG_HERE, diagnosis=culprit.diagnosis)
 
 
 def _off(examination: Examination, check: TensorCheck) -> TensorCheck | None:
@@ -76,9 +90,9 @@ def _off(examination: Examination, check: TensorCheck) -> TensorCheck | None:
 def _owner(check: TensorCheck, network: Network) -> str:
     """The node that computed the tensor: a value's own node; for a gradient, a node that reads the tensor."""
     nodes = {node.name for node in network.nodes}
-    readers = [name for name, _ in network.consumers.get(check.tensor, ())]
-    if check.kind in OF_THE_RUN or (check.role == "value" and check.tensor in nodes) or not readers:
-        return check.tensor if check.tensor in nodes else network.output
+    readers = [name for name, _ in network.consumers.get(check.key.name, ())]
+    if check.kind in WHOLE_RUN or (check.key.role is Role.VALUE and check.key.name in nodes) or not readers:
+        return check.key.name if check.key.name in nodes else network.output
     return readers[0]
 
 
@@ -87,12 +101,12 @@ def _backward_order(checks: Sequence[TensorCheck], network: Network) -> list[Ten
 
     Before all others those that were overwritten, for whatever reads them afterwards goes wrong.
     """
-    values = [check for check in checks if check.role == "value"]
-    values.sort(key=lambda check: check.kind != "mutated_input")
-    gradients = [check for check in checks if check.role == "gradient"]
+    values = [check for check in checks if check.key.role is Role.VALUE]
+    values.sort(key=lambda check: check.kind is not Wrong.MUTATED_INPUT)
+    gradients = [check for check in checks if check.key.role is Role.GRADIENT]
     position = {node.name: i for i, node in enumerate(reversed(network.nodes))}
     last_reader: Mapping[str, int] = {
         name: max((position[reader] for reader, _ in readers), default=-1)
         for name, readers in network.consumers.items()
     }
-    return values + sorted(gradients, key=lambda check: last_reader.get(check.tensor, len(position)))
+    return values + sorted(gradients, key=lambda check: last_reader.get(check.key.name, len(position)))

@@ -15,18 +15,10 @@ import numpy as np
 from gradproof.model.adapter import Adapter, EndedError, Forward, told, told_where
 from gradproof.model.case import Case
 from gradproof.model.options import Shape
+from gradproof.model.tensors import Role, Tensor, Wrong, value_of
 from gradproof.subject.watch import Remark, Remarking, watch
 from gradproof.verdict.agreement import TensorCheck
 from gradproof.verdict.noise import tensors
-
-FAILURES = ("crash", "timeout", "memory")
-"""Kinds of verdict on a run that gave no tensors at all."""
-
-OF_THE_RUN = (*FAILURES, "global_state")
-"""Kinds of verdict on a run as a whole, not on a tensor."""
-
-REUSED = "reused_buffer"
-"""Kind of verdict on a result that the next call has overwritten."""
 
 SECOND_PASS = "a second backward pass on the same tape"
 
@@ -42,12 +34,12 @@ class Trace:
     forward, watched: what a second backward pass starts from.
     """
 
-    got: Mapping[str, Any] = field(default_factory=dict)
+    got: Mapping[Tensor, Any] = field(default_factory=dict)
     failure: TensorCheck | None = None
     ended: bool = False
     before: str = ""
     checks: tuple[TensorCheck, ...] = ()
-    views: Mapping[str, str] = field(default_factory=dict)
+    views: Mapping[Tensor, str] = field(default_factory=dict)
     reused: tuple[Remark, ...] = ()
     forward: Forward | None = None
     watched: Remarking | None = None
@@ -66,23 +58,23 @@ def run(adapter: Adapter, case: Case, timeout: float) -> Trace:
             found = watched.backward(forward, cotangent)
             gradients = {name: _copied(array) for name, array in found.items()}
     except TimeLimitError:
-        return Trace(failure=failed("timeout", case, f"no result after {timeout:g} s"))
+        return Trace(failure=failed(Wrong.TIMEOUT, case, f"no result after {timeout:g} s"))
     except MemoryError as error:
-        return Trace(failure=failed("memory", case, told_where(error)))
+        return Trace(failure=failed(Wrong.MEMORY, case, told_where(error)))
     except EndedError as error:
-        return Trace(failure=failed("crash", case, told(error)), ended=True, before=error.before)
+        return Trace(failure=failed(Wrong.CRASH, case, told(error)), ended=True, before=error.before)
     except (Exception, SystemExit) as error:
-        return Trace(failure=failed("crash", case, told_where(error)))
+        return Trace(failure=failed(Wrong.CRASH, case, told_where(error)))
     changed = [*_changed(outputs, forward.outputs), *_changed(outputs, forward.live)]
     overwritten |= {name: "the backward pass" for name in changed if name not in overwritten}
     remarks = tuple(watched.remarks)
     checks = (
         *_written_to(case, values, cotangent),
-        *(_remarked(remark) for remark in remarks if remark.kind == "global_state"),
+        *(_remarked(remark) for remark in remarks if remark.kind is Wrong.GLOBAL_STATE),
         *(_overwritten(case, name, by) for name, by in overwritten.items()),
     )
-    views = {remark.key: remark.message for remark in remarks if remark.kind == "view"}
-    reused = tuple(remark for remark in remarks if remark.kind == REUSED)
+    views = {remark.key: remark.message for remark in remarks if remark.kind is Wrong.VIEW}
+    reused = tuple(remark for remark in remarks if remark.kind is Wrong.REUSED_BUFFER)
     got = tensors(outputs, gradients)
     return Trace(got, checks=checks, views=views, reused=reused, forward=forward, watched=watched)
 
@@ -92,25 +84,25 @@ def run_backward_again(adapter: Adapter, case: Case, trace: Trace, timeout: floa
     assert trace.forward is not None
     assert trace.watched is not None
     trace.watched.remarks = []
-    first = {key: array for key, array in trace.got.items() if key.startswith("gradient:")}
+    first = {key: array for key, array in trace.got.items() if key.role is Role.GRADIENT}
     try:
         with time_limit(timeout):
             found = trace.watched.backward_again(trace.forward, case.cotangent.copy())
             second = tensors({}, {name: _copied(array) for name, array in found.items()})
     except TimeLimitError:
-        return Trace(failure=failed("timeout", case, f"{SECOND_PASS} gave no result after {timeout:g} s", True))
+        return Trace(failure=failed(Wrong.TIMEOUT, case, f"{SECOND_PASS} gave no result after {timeout:g} s", True))
     except (MemoryError, EndedError) as error:
-        kind = "memory" if isinstance(error, MemoryError) else "crash"
+        kind = Wrong.MEMORY if isinstance(error, MemoryError) else Wrong.CRASH
         return Trace(failure=failed(kind, case, f"{SECOND_PASS}: {told_where(error)}", True))
     except (Exception, SystemExit):  # a tape that serves once and says so has given nothing wrong
         return None
     if second.keys() == first.keys() and all(_identical(first[key], second[key]) for key in first):
         return None
-    reused = tuple(remark for remark in trace.watched.remarks if remark.kind == REUSED)
+    reused = tuple(remark for remark in trace.watched.remarks if remark.kind is Wrong.REUSED_BUFFER)
     return Trace({**trace.got, **dict.fromkeys(first), **second}, reused=reused)
 
 
-def run_again(adapter: Adapter, case: Case, timeout: float) -> Mapping[str, Any]:
+def run_again(adapter: Adapter, case: Case, timeout: float) -> Mapping[Tensor, Any]:
     """What a second identical call gives: nothing where it fails this time."""
     values = {name: value.copy() for name, value in case.values.items()}
     with suppress(Exception, SystemExit, TimeLimitError), time_limit(timeout):
@@ -121,18 +113,19 @@ def run_again(adapter: Adapter, case: Case, timeout: float) -> Mapping[str, Any]
     return {}
 
 
-def failed(kind: str, case: Case, message: str, second_pass: bool = False) -> TensorCheck:
+def failed(kind: Wrong, case: Case, message: str, second_pass: bool = False) -> TensorCheck:
     """The verdict on a run that gave nothing."""
     output = case.network.output
     return TensorCheck(
-        f"value:{output}", case.network.shapes[output], kind, float("inf"), got=message, second_pass=second_pass
+        value_of(output), case.network.shapes[output], kind, float("inf"), got=message, second_pass=second_pass
     )
 
 
 def reused_check(remark: Remark, shape: Shape = (), second_pass: bool = False) -> TensorCheck:
     """The verdict on a result that a later call has overwritten."""
     of = f" (a tensor of the network before: {remark.network})" if remark.network else ""
-    return TensorCheck(remark.key, shape, REUSED, float("inf"), got=f"{remark.message}{of}", second_pass=second_pass)
+    message = f"{remark.message}{of}"
+    return TensorCheck(remark.key, shape, Wrong.REUSED_BUFFER, float("inf"), got=message, second_pass=second_pass)
 
 
 def _copied(array: Any) -> Any:
@@ -152,12 +145,12 @@ def _identical(first: np.ndarray, second: Any) -> bool:
 
 
 def _remarked(remark: Remark) -> TensorCheck:
-    return TensorCheck(f"value:{remark.key}", (), "global_state", float("inf"), got=remark.message)
+    return TensorCheck(remark.key, (), Wrong.GLOBAL_STATE, float("inf"), got=remark.message)
 
 
 def _overwritten(case: Case, name: str, by: str) -> TensorCheck:
     message = f"{by} overwrote it: it is no longer what was computed"
-    return TensorCheck(f"value:{name}", case.network.shapes[name], "mutated_input", float("inf"), got=message)
+    return TensorCheck(value_of(name), case.network.shapes[name], Wrong.MUTATED_INPUT, float("inf"), got=message)
 
 
 def _written_to(case: Case, values: Mapping[str, np.ndarray], cotangent: np.ndarray) -> Iterator[TensorCheck]:
@@ -165,7 +158,7 @@ def _written_to(case: Case, values: Mapping[str, np.ndarray], cotangent: np.ndar
     pairs = [(name, case.values[name], value) for name, value in values.items()]
     for name, before, after in (*pairs, ("cotangent", case.cotangent, cotangent)):
         if not np.array_equal(before, after, equal_nan=True):
-            yield TensorCheck(f"value:{name}", before.shape, "mutated_input", float("inf"))
+            yield TensorCheck(value_of(name), before.shape, Wrong.MUTATED_INPUT, float("inf"))
 
 
 class TimeLimitError(BaseException):

@@ -14,6 +14,7 @@ import numpy as np
 from gradproof.model.case import Case
 from gradproof.model.dtypes import is_floating, limits
 from gradproof.model.network import Node
+from gradproof.model.tensors import Tensor
 from gradproof.reference import PRECISE, NumpyReference
 from gradproof.reference.walk import Conventions
 from gradproof.verdict.agreement import TensorCheck
@@ -56,14 +57,14 @@ class Sweep:
         return {name: found[name] for name in dict.fromkeys(order) if name in wanted}
 
     @cached_property
-    def expected(self) -> dict[str, np.ndarray]:
+    def expected(self) -> dict[Tensor, np.ndarray]:
         return tensors(self.outputs, self.gradients)
 
     @cached_property
-    def _runs(self) -> list[dict[str, np.ndarray]]:
+    def _runs(self) -> list[dict[Tensor, np.ndarray]]:
         return [self._run(index) for index in range(RUNS)]
 
-    def _run(self, index: int) -> dict[str, np.ndarray]:
+    def _run(self, index: int) -> dict[Tensor, np.ndarray]:
         dtype = np.dtype(self._case.dtype)
         rounding = Rounding(dtype, np.random.default_rng((index, dtype.itemsize)), to_grid=index % 2 == 1)
         values = {
@@ -75,14 +76,14 @@ class Sweep:
         gradients = self._textbook.backward(forward, cotangent)
         return {key: np.asarray(array) for key, array in tensors(forward.outputs, gradients).items()}
 
-    def floor(self, key: str) -> Floor:
+    def floor(self, key: Tensor) -> Floor:
         """What rounding every operation to the dtype does to one tensor."""
         with np.errstate(all="ignore"):
             spread = np.abs(np.stack([run[key] for run in self._runs]) - self.expected[key]).mean(axis=0)
         lost = ~np.isfinite(spread)
         return Floor(np.where(lost, 0.0, spread), lost)
 
-    def off(self, key: str, got: Any) -> TensorCheck | None:
+    def off(self, key: Tensor, got: Any) -> TensorCheck | None:
         """How far an adapter's tensor is from this sweep's; None where rounding on the way explains it."""
         expected, info = self.expected[key], limits(self._case.dtype)
         with np.errstate(all="ignore"):

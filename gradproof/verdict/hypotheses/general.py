@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gradproof.model.tensors import gradient_of
 from gradproof.verdict.hypotheses.suspect import Array, Change, Gradients, Guess, Suspect, subsets
 
 # The whole gradient: sign, size, order.
@@ -196,7 +197,7 @@ def axes_named(axes: Sequence[int]) -> str:
 def only_part(suspect: Suspect) -> Iterator[Guess]:
     """Elements in a row along one axis are there, as where a kernel runs over too few blocks; the rest is zero."""
     for argument, source in suspect.node.sources:
-        right, got = suspect.gradients.get(argument), suspect.got.get(f"gradient:{source}")
+        right, got = suspect.gradients.get(argument), suspect.got.get(gradient_of(source))
         if right is None or not isinstance(got, np.ndarray) or got.shape != right.shape:
             continue
         for axis, length in enumerate(right.shape):

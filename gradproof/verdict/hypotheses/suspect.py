@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.model.case import Case, upcast
+from gradproof.model.tensors import Tensor, gradient_of, value_of
 
 Array = np.ndarray[Any, Any]
 Gradients = dict[str, Array]
@@ -79,7 +80,7 @@ class Suspect:
     case: Case
     conventions: Conventions
     around: Mapping[str, Array] = field(default_factory=dict)
-    got: Mapping[str, Any] = field(default_factory=dict)
+    got: Mapping[Tensor, Any] = field(default_factory=dict)
 
     @cached_property
     def node(self) -> Any:
@@ -136,15 +137,15 @@ class Suspect:
         """Whether it maps one array to another of the same shape."""
         return len(self.arrays) == 1 and self.first.shape == self.out.shape
 
-    def predicted(self, guess: Guess) -> dict[str, Array]:
-        """Tensors of the one-node case as the guess would have them, keyed as in a TensorCheck."""
+    def predicted(self, guess: Guess) -> dict[Tensor, Array]:
+        """Tensors of the one-node case as the guess would have them."""
         dout = self.dout if guess.dout is None else guess.dout
         out, cache = self._right
         if guess.forward or guess.arrays:
             out, cache = self.run_forward(guess.forward or self.node.layer.forward, guess.arrays or self.arrays)
         gradients = (guess.backward or self.node.layer.backward)(dout, cache)
-        found = {f"value:{self.node.name}": np.asarray(out), f"gradient:{self.node.name}": dout}
-        named = {f"gradient:{source}": argument for argument, source in self.node.sources}
+        found = {value_of(self.node.name): np.asarray(out), gradient_of(self.node.name): dout}
+        named = {gradient_of(source): argument for argument, source in self.node.sources}
         return found | {key: np.asarray(gradients[a]) for key, a in named.items() if a in gradients}
 
     def changed(self, change: Change, detail: str = "") -> Guess:
