@@ -27,7 +27,7 @@ class AdapterError(RuntimeError):
 
 
 class RelayedError(RuntimeError):
-    """What happened to an adapter in another process; the message is what `told` would say there."""
+    """What happened to an adapter in another process; the message is what `message_of` would give there."""
 
 
 class EndedError(RelayedError):
@@ -104,7 +104,7 @@ def supported(adapter: Adapter, layer: Layer, options: Options, dtype: str, shap
         return asked(adapter, layer, options, dtype, shapes)
     except Exception as error:
         raise AdapterError(
-            f"adapter {adapter.name!r} cannot tell whether it supports {layer.name}: {told_where(error)}"
+            f"adapter {adapter.name!r} cannot tell whether it supports {layer.name}: {message_with_place(error)}"
         ) from error
 
 
@@ -121,7 +121,7 @@ def sees_shapes(adapter: Adapter) -> bool:
     return len(inspect.signature(adapter.supports).parameters) > 3
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """An error's type and message on one line, the message cut where it is a page."""
     if isinstance(error, RelayedError):  # it was cut where it was raised
         return str(error)
@@ -129,7 +129,7 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def told_where(error: BaseException) -> str:
+def message_with_place(error: BaseException) -> str:
     """The same, and where in the adapter it was raised."""
     where = "" if isinstance(error, RelayedError) else place(error)
-    return f"{told(error)} ({where})" if where else told(error)
+    return f"{message_of(error)} ({where})" if where else message_of(error)

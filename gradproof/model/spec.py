@@ -52,8 +52,8 @@ def network_to_json(network: Network) -> dict[str, Any]:
 def _domain_to_json(domain: Domain) -> dict[str, Any]:
     """What the kind alone does not say."""
     extra = {"extra": list(domain.extra)} if domain.extra else {}
-    told = {"classes": domain.classes, "low": domain.low, "constant": domain.constant}
-    return {name: value for name, value in told.items() if value} | extra
+    details = {"classes": domain.classes, "low": domain.low, "constant": domain.constant}
+    return {name: value for name, value in details.items() if value} | extra
 
 
 def json_safe(data: Any) -> Any:

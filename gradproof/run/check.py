@@ -271,7 +271,7 @@ class Run:
                 expected=1.0,
                 got=bias.factor,
                 culprit=True,
-                cause=bias.told,
+                cause=bias.description,
                 spec=spec,
             )
         )

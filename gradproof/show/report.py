@@ -242,7 +242,7 @@ def _layer_cell(tally: Tally, layer: str) -> Text:
 def biases(report: Report) -> list[str]:
     """A line for every factor that only many networks show."""
     return [
-        f"bias: {each.adapter} {each.dtype} {each.bias.layer}: {each.bias.told}"
+        f"bias: {each.adapter} {each.dtype} {each.bias.layer}: {each.bias.description}"
         + (f"; shown best by {each.spec}" if each.spec else "")
         for each in report.biased
     ]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradproof.draw.examples import Arrays, Example
-from gradproof.model.adapter import Adapter, AdapterError, supported, told
+from gradproof.model.adapter import Adapter, AdapterError, message_of, supported
 from gradproof.model.network import Node
 from gradproof.reference import NumpyReference
 
@@ -143,7 +143,7 @@ def _sweep(adapter: Adapter, example: Example, values: Arrays, dtype: str) -> tu
         forward = adapter.forward(example.network, {name: value.astype(dtype) for name, value in values.items()}, dtype)
         return forward.outputs, adapter.backward(forward, example.cotangent.astype(dtype))
     except Exception as error:
-        raise AdapterError(f"adapter {adapter.name!r} fails on {example.name}: {told(error)}") from error
+        raise AdapterError(f"adapter {adapter.name!r} fails on {example.name}: {message_of(error)}") from error
 
 
 def _lists(sides: Sides) -> dict[str, Any]:

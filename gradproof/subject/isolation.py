@@ -35,7 +35,7 @@ from gradproof.model.adapter import (
     Forward,
     RelayedError,
     RelayedMemoryError,
-    told,
+    message_of,
 )
 from gradproof.model.layer import Layer
 from gradproof.model.network import Network
@@ -44,7 +44,7 @@ from gradproof.subject.ancestry import Ancestor
 from gradproof.subject.messages import Answer, Loaded, Raised, pickled
 from gradproof.subject.own_layers import loaded_layers
 from gradproof.subject.registry import load_adapter
-from gradproof.subject.watch import Remark, Remarking
+from gradproof.subject.watch import Remark, Watched
 
 GIB = 2.0**30
 
@@ -109,7 +109,7 @@ def _layers(network: Network) -> str:
     return textwrap.shorten(" -> ".join(node.layer.name for node in network.nodes), SHOWN, placeholder=" ...")
 
 
-class Isolated(Remarking):
+class Isolated(Watched):
     """The adapter of that name, in a child.
 
     memory: how many GiB the child may take. ancestry: where the adapter's class is written.
@@ -267,7 +267,7 @@ class _Child:
         try:
             return pickle.loads(reply)
         except Exception as error:
-            raise RelayedError(f"its results cannot be read: {told(error)}") from error
+            raise RelayedError(f"its results cannot be read: {message_of(error)}") from error
 
     def _wait(self, seconds: float | None) -> None:
         deadline = None if seconds is None else time.monotonic() + seconds

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from gradproof.model.adapter import Adapter, told
+from gradproof.model.adapter import Adapter, message_of
 from gradproof.model.layer import Layer
 from gradproof.reference import LAYERS
 from gradproof.subject.modules import module_from_file
@@ -95,11 +95,11 @@ def _module(name: str) -> Any:
         try:
             return module_from_file(path)
         except (Exception, SystemExit) as error:
-            raise OwnLayersError(f"{name} cannot be imported: {told(error)}") from error
+            raise OwnLayersError(f"{name} cannot be imported: {message_of(error)}") from error
     known = {each.name: each for each in entry_points(group=GROUP)}
     if name not in known:
         raise OwnLayersError(f"unknown layers {name!r}; installed: {', '.join(known) or 'none'}; expected {EXPECTED}")
     try:
         return known[name].load()
     except Exception as error:
-        raise OwnLayersError(f"layers {name!r} cannot be imported: {told(error)}") from error
+        raise OwnLayersError(f"layers {name!r} cannot be imported: {message_of(error)}") from error

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 from pathlib import Path
 from typing import Any
 
-from gradproof.model.adapter import Adapter, AdapterError, told
+from gradproof.model.adapter import Adapter, AdapterError, message_of
 from gradproof.reference import LAYERS
 from gradproof.subject.modules import module_from_file
 from gradproof.subject.own_layers import give_own_rows
@@ -152,7 +152,7 @@ def _registered(entry: EntryPoint) -> Any:
         hint = f": pip install 'gradproof[{entry.name}]'" if entry.name in BUILT_IN else ""
         raise AdapterError(f"adapter {entry.name!r} needs {missing}, which is not installed{hint}") from error
     except Exception as error:
-        raise AdapterError(f"adapter {entry.name!r} cannot be imported: {told(error)}") from error
+        raise AdapterError(f"adapter {entry.name!r} cannot be imported: {message_of(error)}") from error
 
 
 def _module(name: str) -> Any:
@@ -163,7 +163,7 @@ def _module(name: str) -> Any:
     except ImportError as error:
         raise AdapterError(f"cannot import {name!r}: {error}; expected {HOW_TO_ADD}") from error
     except Exception as error:
-        raise AdapterError(f"cannot import {name!r}: {told(error)}; expected {HOW_TO_ADD}") from error
+        raise AdapterError(f"cannot import {name!r}: {message_of(error)}; expected {HOW_TO_ADD}") from error
 
 
 def _module_from_file(path: Path) -> Any:
@@ -172,7 +172,7 @@ def _module_from_file(path: Path) -> Any:
     try:
         return module_from_file(path)
     except (Exception, SystemExit) as error:
-        raise AdapterError(f"{path} cannot be imported: {told(error)}") from error
+        raise AdapterError(f"{path} cannot be imported: {message_of(error)}") from error
 
 
 def _instance(factory: Any, name: str, options: Mapping[str, str]) -> Adapter:
@@ -182,7 +182,7 @@ def _instance(factory: Any, name: str, options: Mapping[str, str]) -> Adapter:
     except AdapterError as error:
         raise AdapterError(f"adapter {name!r}: {error}") from error
     except Exception as error:
-        raise AdapterError(f"adapter {name!r} cannot be made: {told(error)}") from error
+        raise AdapterError(f"adapter {name!r} cannot be made: {message_of(error)}") from error
     lacking = [each for each in METHODS if not callable(getattr(adapter, each, None))]
     lacking += [] if isinstance(getattr(adapter, "name", None), str) else ["name"]
     if lacking:
@@ -193,7 +193,7 @@ def _instance(factory: Any, name: str, options: Mapping[str, str]) -> Adapter:
     try:
         checked.version()
     except Exception as error:
-        raise AdapterError(f"adapter {name!r} cannot tell its version: {told(error)}") from error
+        raise AdapterError(f"adapter {name!r} cannot tell its version: {message_of(error)}") from error
     return checked
 
 

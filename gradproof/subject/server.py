@@ -21,8 +21,8 @@ from gradproof.model.adapter import (
     RelayedError,
     RelayedMemoryError,
     asked,
+    message_with_place,
     sees_shapes,
-    told_where,
 )
 from gradproof.model.layer import Layer
 from gradproof.model.network import Network
@@ -31,7 +31,7 @@ from gradproof.subject.ancestry import ancestry
 from gradproof.subject.messages import Answer, Loaded, Raised, passed_on
 from gradproof.subject.own_layers import load_layers
 from gradproof.subject.registry import load_adapter
-from gradproof.subject.watch import Watched
+from gradproof.subject.watch import WatchedInProcess
 
 
 def _overwritten(forward: Forward) -> dict[str, np.ndarray]:
@@ -76,7 +76,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._adapter: Any = None
-        self._held: dict[int, tuple[Watched, Forward, dict[str, np.ndarray]]] = {}
+        self._held: dict[int, tuple[WatchedInProcess, Forward, dict[str, np.ndarray]]] = {}
 
     def reply(self, question: bytes) -> bytes:
         """The answer to a question, or what was raised."""
@@ -88,9 +88,9 @@ class _Server:
         except KeyboardInterrupt:
             raised = Raised(KeyboardInterrupt, "")
         except MemoryError as error:
-            raised = Raised(RelayedMemoryError, told_where(error))
+            raised = Raised(RelayedMemoryError, message_with_place(error))
         except BaseException as error:  # a verdict on the adapter, whatever it is
-            raised = Raised(RelayedError, told_where(error))
+            raised = Raised(RelayedError, message_with_place(error))
         return pickle.dumps(raised)
 
     def load(self, request: str, layers: tuple[str, ...]) -> Loaded | Raised:
@@ -108,7 +108,7 @@ class _Server:
         return asked(self._adapter, layer, options, dtype, shapes)
 
     def forward(self, number: int, network: Network, values: dict[str, np.ndarray], dtype: str) -> Answer:
-        watched = Watched(self._adapter)
+        watched = WatchedInProcess(self._adapter)
         given = _Snapshot(values)
         forward = watched.forward(network, values, dtype)
         self._held[number] = watched, forward, values

@@ -46,7 +46,7 @@ class Remark:
     network: str = ""
 
 
-class Remarking(ABC):
+class Watched(ABC):
     """Runs an adapter, and remarks on what it sees of one forward and one backward pass."""
 
     remarks: list[Remark]
@@ -62,7 +62,7 @@ class Remarking(ABC):
         """A second backward pass on the tape of a first."""
 
 
-class Watched(Remarking):
+class WatchedInProcess(Watched):
     """An adapter in this process. Global state is put back."""
 
     def __init__(self, adapter: Adapter) -> None:
@@ -122,12 +122,12 @@ class Watched(Remarking):
         return remarks
 
 
-def watch(adapter: Adapter) -> Remarking:
+def watch(adapter: Adapter) -> Watched:
     """The adapter, watched for one forward and one backward pass."""
-    if isinstance(adapter, Remarking):  # in a process of its own, where it is watched
+    if isinstance(adapter, Watched):  # in a process of its own, where it is watched
         adapter.remarks = []
         return adapter
-    return Watched(adapter)
+    return WatchedInProcess(adapter)
 
 
 REUSED = "the next call overwrote it: it is no longer what was returned; return a new array"
@@ -136,14 +136,14 @@ REUSED = "the next call overwrote it: it is no longer what was returned; return 
 class _GivenOut:
     """The results of one run, and what they were then."""
 
-    def __init__(self, run: Watched, outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
+    def __init__(self, run: WatchedInProcess, outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
         self._run, self._network = weakref.ref(run), run.network
         found = {value_of(name): array for name, array in outputs.items()}
         found |= {gradient_of(name): array for name, array in gradients.items()}
         self._arrays = {key: array for key, array in found.items() if isinstance(array, np.ndarray)}
         self._bytes = {key: array.tobytes() for key, array in self._arrays.items()}
 
-    def changed(self, run: Watched) -> Iterator[Remark]:
+    def changed(self, run: WatchedInProcess) -> Iterator[Remark]:
         """A remark for every result that this run has changed; in its second backward pass, for every gradient."""
         again = self._run() is run
         for key, array in self._arrays.items():

@@ -41,23 +41,23 @@ TRIES, SHARE = 16, 0.1
 class Found:
     """What a run over many networks told of the adapter in the dtype.
 
-    planted: layer -> the input whose gradient is off. told: the layers that were blamed, for a factor over all networks
+    planted: layer -> the input whose gradient is off. blamed: the layers, for a factor over all networks
     or in one of them, where the factor is more than a rounding.
     """
 
     adapter: str
     dtype: str
     planted: Mapping[str, str]
-    told: frozenset[str]
+    blamed: frozenset[str]
 
     @property
     def missed(self) -> list[str]:
-        return sorted(self.planted.keys() - self.told)
+        return sorted(self.planted.keys() - self.blamed)
 
     @property
     def others(self) -> list[str]:
         """What was told of layers that are right."""
-        return sorted(self.told - self.planted.keys())
+        return sorted(self.blamed - self.planted.keys())
 
 
 def shows(layer: str, dtype: str, seed: int) -> str | None:
@@ -132,7 +132,7 @@ def measured(seed: int, networks: int = NETWORKS, frameworks: Sequence[str] = FR
     return found
 
 
-def told(found: Sequence[Found], seed: int, networks: int) -> str:
+def outcome(found: Sequence[Found], seed: int, networks: int) -> str:
     """The result in Markdown."""
     lines = [
         f"{networks} random networks of seed {seed}. A factor of {FACTOR:g} is planted in the gradient of one input of "
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (AdapterError, UsageError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False)
         return 2
-    text = told(found, options.seed, options.networks)
+    text = outcome(found, options.seed, options.networks)
     print(text)
     if options.page:
         write_section(options.page, "factors", text)

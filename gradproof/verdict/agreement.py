@@ -59,7 +59,7 @@ class TensorCheck:
     noise was measured because its error is within a few roundings of the result.
     unverifiable: number of elements of which nothing can be said. evidence: all elements, where values disagree.
     algorithm: the layer, and the honest algorithms that lose these digits where its textbook formula would not.
-    second_pass: it agrees after one backward pass, and what is told is of a second one on the same tape.
+    second_pass: it agrees after one backward pass, and what is said is of a second one on the same tape.
     """
 
     key: Tensor
@@ -183,7 +183,7 @@ class _Comparison:
     ) -> TensorCheck:
         within = self.roundings <= WHOLE_ROUNDINGS[self.dtype.name]
         if within.all():
-            return self._told(None, self.roundings, bound=bool(self.error.any()))
+            return self._check(None, self.roundings, bound=bool(self.error.any()))
         for count in (FEW_RUNS, MANY_RUNS):
             floor = self.statement.floor(count, arithmetics, algorithms)
             textbook = self.statement.floor(count, arithmetics) if algorithms and not forgiving else floor
@@ -195,7 +195,7 @@ class _Comparison:
         kind = None if not wrong.any() else Wrong(self.statement.key.role)
         if (~np.isfinite(self.got) & wrong).any():
             kind = Wrong.NONFINITE
-        return self._told(kind, units, unverifiable=int(lost.sum()), wrong=wrong)
+        return self._check(kind, units, unverifiable=int(lost.sum()), wrong=wrong)
 
     def _lost(self, floor: Floor) -> np.ndarray:
         """Where nothing can be said."""
@@ -213,7 +213,7 @@ class _Comparison:
             units = np.maximum(self.error - allowed, 0.0) / (floor.spread + common + self._one_rounding(coarsest))
         return np.where(np.isnan(units), np.inf, units)
 
-    def _told(
+    def _check(
         self,
         kind: Wrong | None,
         units: np.ndarray,

@@ -207,11 +207,11 @@ class Evidence:
 
 def _one_sided(roundings: Any) -> bool:
     """Whether some element's mean over the probes is not 0, by Student's t."""
-    told = ~np.isnan(roundings)
-    count = np.maximum(told.sum(axis=0), 2)
+    known = ~np.isnan(roundings)
+    count = np.maximum(known.sum(axis=0), 2)
     with np.errstate(all="ignore"):
-        mean = np.where(told, roundings, 0.0).sum(axis=0) / count
-        variance = np.where(told, (roundings - mean) ** 2, 0.0).sum(axis=0) / (count - 1)
+        mean = np.where(known, roundings, 0.0).sum(axis=0) / count
+        variance = np.where(known, (roundings - mean) ** 2, 0.0).sum(axis=0) / (count - 1)
         surely = np.abs(mean) > stdtrit(count - 1, 1.0 - BY_CHANCE) * np.sqrt(variance / count)
         return bool(((np.abs(mean) > ONE_SIDED) & surely & (count >= FEWEST_TO_AVERAGE) & np.isfinite(mean)).any())
 

@@ -153,7 +153,7 @@ class Bias:
     tensor: str
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         what = "the value" if self.place == "value" else f"the gradient of {self.place}"
         return (
             f"{what} is {self.factor:.6g} times what it should be, with a standard error of "

@@ -52,9 +52,11 @@ def blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
             sums.append((check, nodes))
         elif owner := _overwriter(subject, found, check):
             guilty.setdefault(owner, []).append(check.key)
-    told: dict[str, Diagnosis] = {}
+    diagnoses: dict[str, Diagnosis] = {}
     for check, nodes in sums:
-        for name in _of_many(subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, spoilt, told):
+        for name in _of_many(
+            subject, found, check, [n for n in nodes if n in guilty] or nodes, guilty, spoilt, diagnoses
+        ):
             guilty.setdefault(name, []).append(check.key)
     for key, by in misled.items():
         for name in [name for name, keys in guilty.items() if by & set(keys)]:
@@ -74,7 +76,7 @@ def blamed(subject: Subject, found: Examination) -> Iterator[Culprit]:
         if node.name in guilty:
             mine = (*guilty[node.name], *keys)
             observation, around = _own_observation(subject, found, node), _around(found, node)
-            yield Culprit(node, mine, None, observation, around, told.get(node.name))
+            yield Culprit(node, mine, None, observation, around, diagnoses.get(node.name))
 
 
 def _suspects(found: Examination, check: TensorCheck) -> list[str]:
@@ -191,7 +193,7 @@ def _of_many(
     nodes: Sequence[str],
     guilty: Mapping[str, Any],
     spoilt: Mapping[str, str],
-    told: dict[str, Diagnosis],
+    diagnoses: dict[str, Diagnosis],
 ) -> list[str]:
     """Which of several readers made a sum wrong: one that is guilty already, that is wrong alone, or whose memory is.
 
@@ -216,7 +218,7 @@ def _of_many(
         around = _around(found, found.case.network.node(name))
         diagnosis = diagnose_in_place(observation, around) if observation else Diagnosis()
         if diagnosis:
-            told[name] = diagnosis
+            diagnoses[name] = diagnosis
             return [name]
     return list(nodes) if len(nodes) == 1 else []  # no other node has a part in it
 

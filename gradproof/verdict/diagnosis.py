@@ -23,7 +23,7 @@ from gradproof.verdict.agreement import THRESHOLD, Evidence, TensorCheck, judge
 from gradproof.verdict.equations import EVERY, Equation, Floor, Statement
 from gradproof.verdict.hypotheses import HYPOTHESES
 from gradproof.verdict.hypotheses.precision import rounded_to
-from gradproof.verdict.hypotheses.suspect import Coarse, Guess, Hypothesis, Suspect
+from gradproof.verdict.hypotheses.suspect import Guess, Hypothesis, LowerPrecision, Suspect
 
 EXPLAINED = 1e-3
 """The share of the error that a hypothesis may leave: an ill-conditioned tensor would agree with many."""
@@ -182,11 +182,13 @@ def _different_numbers(of: Observation, key: Tensor) -> int:
     return int(np.unique(of.got[key] if evidence is None else evidence.error[evidence.wrong]).size)
 
 
-def _reproduced(suspect: Suspect, of: Observation, keys: Sequence[Tensor], guess: Guess | Coarse) -> list[Tensor]:
+def _reproduced(
+    suspect: Suspect, of: Observation, keys: Sequence[Tensor], guess: Guess | LowerPrecision
+) -> list[Tensor]:
     """Those of the tensors that are as the guess would have them."""
     if not keys:
         return []
-    return _rounded(of, keys, guess) if isinstance(guess, Coarse) else _given(suspect, of, keys, guess)
+    return _rounded(of, keys, guess) if isinstance(guess, LowerPrecision) else _given(suspect, of, keys, guess)
 
 
 def _together(said: Mapping[Tensor, Sequence[Fit]]) -> tuple[Finding, ...]:
@@ -217,7 +219,7 @@ def _specific(fits: Sequence[Fit]) -> list[Fit]:
     return [firsts[name] for name in HYPOTHESES if name in firsts][:MOST_STATED]
 
 
-def _rounded(alone: Observation, keys: Iterable[Tensor], guess: Coarse) -> list[Tensor]:
+def _rounded(alone: Observation, keys: Iterable[Tensor], guess: LowerPrecision) -> list[Tensor]:
     """The tensors whose numbers are all of a lower precision, and off by no more than it explains."""
     bits = int(limits(alone.case.dtype).nmant) + 1
     allowed = THRESHOLD * 2.0 ** (bits - guess.bits)

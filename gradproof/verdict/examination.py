@@ -27,7 +27,7 @@ class Culprit:
     keys: of the tensors that are wrong by its fault. divergence: the known one that explains them.
     observation: the node on the numbers that the adapter had in the network, None where they are not known.
     around: the gradients of its readers' outputs, of which its cotangent may be a part in memory.
-    told: what a diagnosis in place has found already.
+    in_place: what a diagnosis in place has found already.
     """
 
     node: Node
@@ -35,13 +35,13 @@ class Culprit:
     divergence: Divergence | None = None
     observation: Observation | None = field(default=None, repr=False, compare=False)
     around: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    told: Diagnosis | None = field(default=None, repr=False, compare=False)
+    in_place: Diagnosis | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
         """Which known mistakes reproduce its numbers; found when it is asked for."""
-        if self.told is not None or self.divergence or not self.observation:
-            return self.told or Diagnosis()
+        if self.in_place is not None or self.divergence or not self.observation:
+            return self.in_place or Diagnosis()
         return diagnose(self.observation, self.around)
 
 

@@ -239,8 +239,10 @@ def _by_algorithm(
     if not fitting:
         return check
     layer = fitting[0][0]
-    told = replace(check, evidence=None, algorithm=(layer, " or ".join(name for own, name in fitting if own == layer)))
-    return replace(told, kind=Wrong.ACCURACY if subject.strict else None)
+    agreeing = replace(
+        check, evidence=None, algorithm=(layer, " or ".join(name for own, name in fitting if own == layer))
+    )
+    return replace(agreeing, kind=Wrong.ACCURACY if subject.strict else None)
 
 
 def _left_over(check: TensorCheck, other: TensorCheck) -> TensorCheck:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from gradproof.model.adapter import Adapter, EndedError, Forward, told, told_where
+from gradproof.model.adapter import Adapter, EndedError, Forward, message_of, message_with_place
 from gradproof.model.case import Case
 from gradproof.model.options import Shape
 from gradproof.model.tensors import Role, Tensor, Wrong, value_of
-from gradproof.subject.watch import Remark, Remarking, watch
+from gradproof.subject.watch import Remark, Watched, watch
 from gradproof.verdict.agreement import TensorCheck
 from gradproof.verdict.noise import tensors
 
@@ -42,7 +42,7 @@ class Trace:
     views: Mapping[Tensor, str] = field(default_factory=dict)
     reused: tuple[Remark, ...] = ()
     forward: Forward | None = None
-    watched: Remarking | None = None
+    watched: Watched | None = None
 
 
 def run(adapter: Adapter, case: Case, timeout: float) -> Trace:
@@ -60,11 +60,11 @@ def run(adapter: Adapter, case: Case, timeout: float) -> Trace:
     except TimeLimitError:
         return Trace(failure=failed(Wrong.TIMEOUT, case, f"no result after {timeout:g} s"))
     except MemoryError as error:
-        return Trace(failure=failed(Wrong.MEMORY, case, told_where(error)))
+        return Trace(failure=failed(Wrong.MEMORY, case, message_with_place(error)))
     except EndedError as error:
-        return Trace(failure=failed(Wrong.CRASH, case, told(error)), ended=True, before=error.before)
+        return Trace(failure=failed(Wrong.CRASH, case, message_of(error)), ended=True, before=error.before)
     except (Exception, SystemExit) as error:
-        return Trace(failure=failed(Wrong.CRASH, case, told_where(error)))
+        return Trace(failure=failed(Wrong.CRASH, case, message_with_place(error)))
     changed = [*_changed(outputs, forward.outputs), *_changed(outputs, forward.live)]
     overwritten |= {name: "the backward pass" for name in changed if name not in overwritten}
     remarks = tuple(watched.remarks)
@@ -93,7 +93,7 @@ def run_backward_again(adapter: Adapter, case: Case, trace: Trace, timeout: floa
         return Trace(failure=failed(Wrong.TIMEOUT, case, f"{SECOND_PASS} gave no result after {timeout:g} s", True))
     except (MemoryError, EndedError) as error:
         kind = Wrong.MEMORY if isinstance(error, MemoryError) else Wrong.CRASH
-        return Trace(failure=failed(kind, case, f"{SECOND_PASS}: {told_where(error)}", True))
+        return Trace(failure=failed(kind, case, f"{SECOND_PASS}: {message_with_place(error)}", True))
     except (Exception, SystemExit):  # a tape that serves once and says so has given nothing wrong
         return None
     if second.keys() == first.keys() and all(_identical(first[key], second[key]) for key in first):

@@ -15,7 +15,7 @@ MOST_AXES = 5
 
 
 def _orders(dout: Array) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Every other order of the axes, and how it is told: those of length 1 make no difference."""
+    """Every other order of the axes, and how it is order: those of length 1 make no difference."""
     long = tuple(axis for axis, size in enumerate(dout.shape) if size > 1)
     short = tuple(axis for axis, size in enumerate(dout.shape) if size <= 1)
     for axes in permutations(long) if len(long) <= MOST_AXES else ():
@@ -26,8 +26,8 @@ def _orders(dout: Array) -> Iterator[tuple[tuple[int, ...], str]]:
 def read_as_contiguous(suspect: Suspect) -> Iterator[Guess]:
     """The elements in the order of the memory, where the axes lie in it in another order or a larger array around."""
     dout = suspect.dout
-    for axes, told in _orders(dout):
-        detail = f"its axes lie there in the order {told}"
+    for axes, order in _orders(dout):
+        detail = f"its axes lie there in the order {order}"
         yield Guess(dout=dout.transpose(axes).reshape(dout.shape), detail=detail)
     for name, larger in suspect.around.items():
         for start in _starts(larger.reshape(-1), dout):
@@ -46,9 +46,9 @@ def _starts(memory: Array, dout: Array) -> Iterator[int]:
 def read_with_other_strides(suspect: Suspect) -> Iterator[Guess]:
     """Contiguous memory, read with the strides of an array whose axes lie in another order."""
     dout = suspect.dout
-    for axes, told in _orders(dout):
+    for axes, order in _orders(dout):
         shape = tuple(dout.shape[axis] for axis in axes)
-        detail = f"the axes of which lie in the order {told}"
+        detail = f"the axes of which lie in the order {order}"
         yield Guess(dout=dout.reshape(shape).transpose(np.argsort(axes)), detail=detail)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradproof.model.dtypes import limits
-from gradproof.verdict.hypotheses.suspect import Array, Coarse, Gradients, Guess, Suspect
+from gradproof.verdict.hypotheses.suspect import Array, Gradients, Guess, LowerPrecision, Suspect
 
 # Precision.
 
@@ -23,8 +23,8 @@ def rounded_to(array: Array, bits: int) -> Array:
     return np.ldexp(np.rint(mantissa * scale) / scale, exponent)
 
 
-def lower_precision(suspect: Suspect) -> Iterator[Coarse]:
-    return (Coarse(bits, dtype) for bits, dtype in PRECISIONS)
+def lower_precision(suspect: Suspect) -> Iterator[LowerPrecision]:
+    return (LowerPrecision(bits, dtype) for bits, dtype in PRECISIONS)
 
 
 def operands_rounded(suspect: Suspect) -> Iterator[Guess]:

@@ -43,7 +43,7 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Coarse:
+class LowerPrecision:
     """The guess that results are rounded to so many significant bits, whatever is computed on the way."""
 
     bits: int
@@ -63,7 +63,7 @@ class Hypothesis:
 
     name: str
     advice: str
-    guesses: Callable[[Suspect], Iterable[Guess | Coarse]]
+    guesses: Callable[[Suspect], Iterable[Guess | LowerPrecision]]
     covers: tuple[str, ...] = ()
     at_kinks: bool = False
     in_place: bool = False
