@@ -10,6 +10,7 @@ import pytest
 
 from gradproof.model.case import Case
 from gradproof.model.network import Input
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.verdict.agreement import judge
 from gradproof.verdict.equations import Equations
@@ -44,24 +45,24 @@ def test_an_error_in_any_tensor_of_a_true_case_is_found(dtype: str, share: float
     for statement in equations:
         array = got[statement.key]
         assert judge(statement, array, dtype).kind is None
-        assert judge(statement, array * np.array(1.0 + share, dtype), dtype).kind == statement.key.partition(":")[0]
+        assert judge(statement, array * np.array(1.0 + share, dtype), dtype).kind == statement.key.role
 
 
 def test_the_same_error_at_a_tiny_scale_is_found() -> None:
     """Gradients of 1e-12 that are off by 100 %."""
     case = ordinary(WIDE, "float64", seed=5)
     equations, got = equations_of(Case(case.network, case.dtype, case.values, 1e-12 * case.cotangent))
-    right = got["gradient:w"]
+    right = got[gradient_of("w")]
     np.testing.assert_allclose(right, 2.0 * right, atol=1e-8)
-    assert judge(equations["gradient:w"], right, "float64").kind is None
-    assert judge(equations["gradient:w"], 2.0 * right, "float64").kind == "gradient"
+    assert judge(equations[gradient_of("w")], right, "float64").kind is None
+    assert judge(equations[gradient_of("w")], 2.0 * right, "float64").kind == "gradient"
 
 
 def test_the_given_cotangent_has_no_floor() -> None:
     equations, got = equations_of(ordinary(WIDE, "float32", seed=5))
-    given_back = got["gradient:out"]
-    assert judge(equations["gradient:out"], given_back, "float32").kind is None
-    assert judge(equations["gradient:out"], given_back * np.float32(1.00001), "float32").kind == "gradient"
+    given_back = got[gradient_of("out")]
+    assert judge(equations[gradient_of("out")], given_back, "float32").kind is None
+    assert judge(equations[gradient_of("out")], given_back * np.float32(1.00001), "float32").kind == "gradient"
 
 
 # A value beyond the dtype's range has no gradient to speak of.
@@ -92,7 +93,7 @@ def test_a_square_beyond_the_range_is_infinite_and_the_rest_is_verified() -> Non
     of = network(Input("x", (3,)), node("out", "multiply", "x", "x"))
     examination = examined(NumpyReference(), case_of(of, "float32", np.ones(3), x=[1e30, 2.0, 3.0]))
     assert {check.key: (check.kind, check.unverifiable) for check in examination.checks} == {
-        "value:out": (None, 0),
-        "gradient:out": (None, 0),
-        "gradient:x": (None, 0),
+        value_of("out"): (None, 0),
+        gradient_of("out"): (None, 0),
+        gradient_of("x"): (None, 0),
     }

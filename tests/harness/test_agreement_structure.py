@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gradproof.model.dtypes import VALID_DTYPES, limits
+from gradproof.model.tensors import Tensor, gradient_of, value_of
 from gradproof.verdict.agreement import TensorCheck, judge, unknown
 from helpers.agreement import checked, judged, stated
 from helpers.examining import EACH_DTYPE
@@ -29,14 +30,14 @@ def test_a_tensor_that_is_not_there_is_missing() -> None:
 
 
 def test_a_tensor_that_nobody_asked_for_is_named() -> None:
-    check = unknown("gradient:b", np.zeros((2, 3)))
-    assert (check.key, check.kind, check.got, check.shape) == ("gradient:b", "missing", "not asked for", (2, 3))
+    check = unknown(gradient_of("b"), np.zeros((2, 3)))
+    assert (check.key, check.kind, check.got, check.shape) == (gradient_of("b"), "missing", "not asked for", (2, 3))
 
 
 @pytest.mark.parametrize("odd", [None, [[1.0], [2.0, 3.0]], object(), "text"], ids=["None", "list", "object", "text"])
 def test_a_tensor_that_nobody_asked_for_may_be_anything(odd: Any) -> None:
-    check = unknown("gradient:odd", odd)
-    assert (check.key, check.kind, check.shape) == ("gradient:odd", "missing", ())
+    check = unknown(gradient_of("odd"), odd)
+    assert (check.key, check.kind, check.shape) == (gradient_of("odd"), "missing", ())
 
 
 @pytest.mark.parametrize("other", [[1.0, 2.0], 1.0, "text", memoryview(b"ab")], ids=lambda each: type(each).__name__)
@@ -81,12 +82,12 @@ def test_empty_tensors_agree_in_the_right_shape_and_dtype(shape: tuple[int, ...]
 
 
 def test_a_key_says_its_role_and_its_tensor() -> None:
-    check = TensorCheck("gradient:h1.weight", (2, 3), None)
-    assert (check.role, check.tensor, check.elements) == ("gradient", "h1.weight", 6)
+    check = TensorCheck(gradient_of("h1.weight"), (2, 3), None)
+    assert (check.key.role, check.key.name, check.elements) == ("gradient", "h1.weight", 6)
 
 
-@pytest.mark.parametrize(("key", "kind"), [("value:h", "value"), ("gradient:h", "gradient")])
-def test_a_wrong_number_is_of_the_kind_of_its_tensor(key: str, kind: str) -> None:
+@pytest.mark.parametrize(("key", "kind"), [(value_of("h"), "value"), (gradient_of("h"), "gradient")])
+def test_a_wrong_number_is_of_the_kind_of_its_tensor(key: Tensor, kind: str) -> None:
     assert checked([1.0, 1.0], [1.0, 2.0], key=key).kind == kind
 
 

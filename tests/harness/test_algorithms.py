@@ -15,6 +15,7 @@ from gradproof.draw.drawing import Drawn, draw_each
 from gradproof.model.case import Case
 from gradproof.model.layer import Layer
 from gradproof.model.options import Options
+from gradproof.model.tensors import gradient_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of
 from gradproof.reference.other_layers import by_folding
@@ -184,7 +185,7 @@ def test_a_tanh_that_is_some_units_off_near_1_loses_digits_of_its_derivative(rou
     case = one_node(LAYERS["tanh"], {}, {"x": [18.6, 18.9, 18.2]}, "float64")
     adapter = NumpyReference(rows={"tanh": (forward, LAYERS["tanh"].backward)})
     strict = examine(Subject(adapter, {}, strict=True), case)
-    assert {check.kind for check in strict.wrong if check.key == "gradient:x"} == {kind}
+    assert {check.kind for check in strict.wrong if check.key == gradient_of("x")} == {kind}
     assert examine(Subject(adapter, {}), case).agrees is (kind == "accuracy")
 
 
@@ -234,7 +235,7 @@ def test_where_digits_are_lost_no_more_than_these_may_be_wrong(
     case = one_node(LAYERS[layer], options, numbers, dtype)
     assert examine(Subject(NumpyReference(rows={layer: (forward, backward)}), {}), case).agrees
     assert {c.key for c in examine(Subject(NumpyReference(rows={layer: (forward, off)}), {}), case).wrong} == {
-        "gradient:x"
+        gradient_of("x")
     }
 
 
@@ -260,7 +261,7 @@ def test_what_an_algorithm_accounts_for_leaves_the_rest_of_the_tensor_wrong(stri
 
     case = one_node(LAYERS["tanhshrink"], {}, {"x": [1e-4, 2e-4, 2.0, 3e-4]}, "float32")
     found = examine(Subject(NumpyReference(rows={"tanhshrink": (forward, one_wrong)}), {}, strict=strict), case)
-    (check,) = (each for each in found.wrong if each.key == "gradient:x")
+    (check,) = (each for each in found.wrong if each.key == gradient_of("x"))
     assert check.evidence is not None
     assert check.evidence.wrong[2]
     assert check.evidence.wrong.sum() == 1 or strict
@@ -424,4 +425,4 @@ def test_an_algorithm_that_leaves_the_range_excuses_nothing() -> None:
 
     found = examine(Subject(Narrow(rows={"group_norm": (LAYERS["group_norm"].forward, lost)}), {}), case)
     assert {check.kind for check in found.wrong} == {"nonfinite"}
-    assert {"gradient:x"} <= {check.key for check in found.wrong}
+    assert {gradient_of("x")} <= {check.key for check in found.wrong}

@@ -10,6 +10,7 @@ import pytest
 
 from gradproof.model.case import Case
 from gradproof.model.options import Options
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
@@ -89,16 +90,16 @@ def test_long_sums_tell_what_they_are_kept_in(count: int) -> None:
     assert found_class(summing_in("float32"), case) == "inside"
     assert found_class(summing_in("bfloat16"), case) == "every"
     assert examined(summing_in("float32"), case, demanded="inside").agrees
-    assert wrong(examined(summing_in("bfloat16"), case, demanded="inside")) == {"value:out": "arithmetic"}
+    assert wrong(examined(summing_in("bfloat16"), case, demanded="inside")) == {value_of("out"): "arithmetic"}
 
 
 def test_a_sum_that_stands_still_is_wrong_in_every_class() -> None:
     """256 and 1 are 256 in bfloat16."""
     case = alone("reduce_sum", "bfloat16", (1, 10_000), axes=(1,))
     ones = Case(case.network, "bfloat16", {"x": np.ones((1, 10_000), "bfloat16")}, case.cotangent)
-    (total,) = run(summing_in("bfloat16"), ones, 60.0).got["value:out"]
+    (total,) = run(summing_in("bfloat16"), ones, 60.0).got[value_of("out")]
     assert float(total) == 256.0
-    assert wrong(examined(summing_in("bfloat16"), ones)) == {"value:out": "value"}
+    assert wrong(examined(summing_in("bfloat16"), ones)) == {value_of("out"): "value"}
     assert examined(summing_in("float32"), ones, demanded="inside").agrees
 
 
@@ -136,7 +137,7 @@ def test_three_percent_in_one_element_of_a_gradient_are_caught(
     tensor = "x" if argument == "x" else f"{argument}0"
     for factor in (1.03, 0.97):
         adapter = scaled(layer, argument, factor)
-        assert wrong(examined(adapter, case)) == {f"gradient:{tensor}": "gradient"}
+        assert wrong(examined(adapter, case)) == {gradient_of(tensor): "gradient"}
         assert found_class(adapter, case) == "inside"
     assert examined(scaled(layer, argument, 1.0), case, demanded="inside").agrees
 
@@ -154,7 +155,7 @@ def test_a_fault_that_fits_in_no_class_tells_none() -> None:
     case = alone("softmax")
     adapter = scaled("softmax", "x", -1.0)
     assert found_class(adapter, case) == "inside"
-    assert wrong(examined(adapter, case)) == {"gradient:x": "gradient"}
+    assert wrong(examined(adapter, case)) == {gradient_of("x"): "gradient"}
 
 
 # What is demanded.
@@ -183,14 +184,16 @@ def test_a_known_class_does_not_hide_what_is_demanded() -> None:
 
 def test_what_is_shown_is_by_how_much_the_finer_class_is_missed() -> None:
     case = alone("softmax")
-    (check,) = (check for check in examined(Half("every"), case, demanded="inside").checks if check.key == "value:out")
+    (check,) = (
+        check for check in examined(Half("every"), case, demanded="inside").checks if check.key == value_of("out")
+    )
     assert check.kind == "arithmetic"
     assert check.noise_units > 100.0
 
 
 def test_a_wrong_number_is_no_matter_of_arithmetic() -> None:
     assert wrong(examined(scaled("softmax", "x", -1.0), alone("softmax"), demanded="inside")) == {
-        "gradient:x": "gradient"
+        gradient_of("x"): "gradient"
     }
 
 

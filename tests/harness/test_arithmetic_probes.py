@@ -12,6 +12,7 @@ from gradproof.model.adapter import Forward
 from gradproof.model.case import Case, jittered, redrawn, upcast
 from gradproof.model.layer import index_domain
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS
 from gradproof.verdict import judging
 from gradproof.verdict.agreement import judge
@@ -167,7 +168,7 @@ def test_each_node_is_judged_by_its_own_class() -> None:
 
     found = examined(Half("inside", right | {"tanh": (off, LAYERS["tanh"].backward)}), case)
     assert culprits(found) == ["h1"]
-    assert set(wrong(found)) == {"value:h1"}
+    assert set(wrong(found)) == {value_of("h1")}
 
 
 class InCompany(Half):
@@ -208,7 +209,7 @@ class WrongInCompany(Half):
 @EACH_HALF
 def test_a_fault_that_shows_in_a_network_alone_is_no_class(dtype: str) -> None:
     found = examined(WrongInCompany("inside"), in_company("softmax", dtype))
-    assert wrong(found) == {"gradient:h1": "gradient"}
+    assert wrong(found) == {gradient_of("h1"): "gradient"}
     assert guilty_layers(found) == ["softmax"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from gradproof.model.case import Case, redrawn
 from gradproof.model.dtypes import HALF, limits
 from gradproof.model.spec import load_case
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.run.check import check
 from gradproof.run.results import Report
@@ -159,10 +160,13 @@ def test_a_rounded_constant_is_no_factor_that_holds_everywhere() -> None:
 
 def test_only_ordinary_numbers_of_about_the_right_size_are_taken() -> None:
     case = one_node(LAYERS["identity"], {}, {"x": [1.0, 0.0, 2e-38, 3.0]}, "bfloat16")
-    got = {"value:identity": np.array([1.0, 0.0, 2e-38, 4.0]).astype("bfloat16"), "gradient:identity": case.cotangent}
+    got = {
+        value_of("identity"): np.array([1.0, 0.0, 2e-38, 4.0]).astype("bfloat16"),
+        gradient_of("identity"): case.cotangent,
+    }
     evidence = Evidence("bfloat16")
     equations = Equations(case, got, NumpyReference({}, PRECISE), NumpyReference())
-    evidence.add(equations, got, ["value:identity"])
+    evidence.add(equations, got, [value_of("identity")])
     assert evidence.scales["identity", "value"].elements == 1.0
     assert float(limits("bfloat16").smallest_normal) < 2e-38
 

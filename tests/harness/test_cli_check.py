@@ -114,7 +114,7 @@ def test_an_algorithm_that_loses_digits_is_counted_and_disagrees_where_that_is_a
 
 
 def test_a_class_of_arithmetic_is_told_and_may_be_demanded(gradproof: Command) -> None:
-    adapter = ("--adapter", "adapters_here.py:Coarse")
+    adapter = ("--adapter", "adapters_here.py:LowerPrecision")
     asked = ("check", *adapter, "--dtype", "bfloat16", "--seed", "1", "--layer", "sigmoid", "--max-nodes", "1")
     told = gradproof(*asked, "--networks", "10", "--json", "report.json")
     assert told.code == AGREEMENT

@@ -53,12 +53,12 @@ def test_the_json_of_layers(gradproof: Command) -> None:
 
 
 def test_layers_probes_the_class_of_arithmetic_where_it_is_asked(gradproof: Command) -> None:
-    adapter = ("--adapter", "adapters_here.py:Coarse")
+    adapter = ("--adapter", "adapters_here.py:LowerPrecision")
     result = gradproof("layers", *adapter, "--arithmetic", "bfloat16", "--json", "layers.json")
     by_name = {row.split()[0]: row for row in result.lines}
     assert by_name["sigmoid"] == "sigmoid activation activations native, every"
     classes = {each["name"]: each["arithmetic"] for each in valid_json("layers.json")["layers"]}
-    assert classes.pop("sigmoid") == {"adapters_here.py:Coarse": "every"}
+    assert classes.pop("sigmoid") == {"adapters_here.py:LowerPrecision": "every"}
     assert set(map(str, classes.values())) == {"{}"}
 
 

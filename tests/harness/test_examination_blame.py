@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradproof.model.adapter import TOLD, Forward, told
+from gradproof.model.adapter import TOLD, Forward, message_of
 from gradproof.model.network import Network
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.run.results import disagreements
 from gradproof.trust.faults import FAULTS
@@ -45,20 +46,20 @@ def test_one_faulty_node_is_named_and_no_other(name: str, dtype: str) -> None:
 
 def test_what_the_fault_spoils_behind_it_is_inherited() -> None:
     examination = examined(spoilt("sigmoid"))
-    assert wrong(examination) == {"gradient:bent": "gradient"}
+    assert wrong(examination) == {gradient_of("bent"): "gradient"}
     assert {key: verdict for key, verdict in verdicts(examination).items() if verdict != "agrees"} == {
-        "gradient:bent": "WRONG HERE",
-        "gradient:line": "inherited",
-        "gradient:x": "inherited",
-        "gradient:w": "inherited",
-        "gradient:b": "inherited",
+        gradient_of("bent"): "WRONG HERE",
+        gradient_of("line"): "inherited",
+        gradient_of("x"): "inherited",
+        gradient_of("w"): "inherited",
+        gradient_of("b"): "inherited",
     }
 
 
 def test_a_wrong_tensor_belongs_to_the_guilty_one_of_its_readers() -> None:
     for layer, name in (("sigmoid", "gate"), ("softplus", "rise")):
         (row,) = [row for row in rows(examined(spoilt(layer))) if row.verdict == "WRONG HERE"]
-        assert (row.node, row.layer, row.check.tensor) == (name, layer, "bent")
+        assert (row.node, row.layer, row.check.key.name) == (name, layer, "bent")
 
 
 def test_two_faults_at_once_are_both_named() -> None:
@@ -89,9 +90,9 @@ CHAIN = network(X, node("below", "square", "x"), node("middle", "tanh", "below")
 )
 def test_who_reads_a_gradient_that_was_not_gone_on_with_is_not_blamed(spoil: Callable[[Array], Array]) -> None:
     found = examined(Misreporting("below", spoil), CHAIN)
-    assert set(wrong(found)) == {"gradient:below", "gradient:x"}
+    assert set(wrong(found)) == {gradient_of("below"), gradient_of("x")}
     assert culprits(found) == ["middle"]
-    assert set(found.culprits[0].keys) == {"gradient:below", "gradient:x"}
+    assert set(found.culprits[0].keys) == {gradient_of("below"), gradient_of("x")}
 
 
 def test_who_is_wrong_behind_a_gradient_that_was_not_gone_on_with_is_blamed_too() -> None:
@@ -106,19 +107,19 @@ def test_every_use_of_a_faulty_layer_is_named() -> None:
 
 def test_a_culprit_comes_with_its_own_part() -> None:
     (culprit,) = examined(spoilt("sigmoid")).culprits
-    assert culprit.keys == ("gradient:bent",)
+    assert culprit.keys == (gradient_of("bent"),)
     assert culprit.observation is not None
     assert {check.key: check.kind for check in culprit.observation.checks} == {
-        "value:gate": None,
-        "gradient:gate": None,
-        "gradient:bent": "gradient",
+        value_of("gate"): None,
+        gradient_of("gate"): None,
+        gradient_of("bent"): "gradient",
     }
     assert culprit.divergence is None
 
 
 def test_a_wrong_parameter_gradient_is_blamed_on_its_layer() -> None:
     examination = examined(FAULTS["linear_element_zeroed"].make())
-    assert wrong(examination) == {"gradient:w": "gradient"}
+    assert wrong(examination) == {gradient_of("w"): "gradient"}
     assert culprits(examination) == ["line"]
 
 
@@ -128,16 +129,16 @@ def test_a_fault_in_the_forward_pass_is_blamed_where_it_stands() -> None:
     examination = examined(adapter)
     assert culprits(examination) == ["bent"]
     told = verdicts(examination)
-    assert told["value:line"] == "agrees"
-    assert told["value:bent"] == "WRONG HERE"
-    assert {told[f"value:{name}"] for name in ("gate", "rise", "gated", "loss")} == {"inherited"}
+    assert told[value_of("line")] == "agrees"
+    assert told[value_of("bent")] == "WRONG HERE"
+    assert {told[value_of(name)] for name in ("gate", "rise", "gated", "loss")} == {"inherited"}
 
 
 @pytest.mark.parametrize("spoil", ["a missing gradient", "a wrong shape"])
 def test_a_structural_fault_is_blamed_too(spoil: str) -> None:
     fault = FAULTS[{"a missing gradient": "returns_none", "a wrong shape": "wrong_shape"}[spoil]]
     examination = examined(fault.make())
-    assert wrong(examination) == {"gradient:line": {"returns_none": "missing", "wrong_shape": "shape"}[fault.name]}
+    assert wrong(examination) == {gradient_of("line"): {"returns_none": "missing", "wrong_shape": "shape"}[fault.name]}
     assert culprits(examination) == ["bent"]
 
 
@@ -157,11 +158,11 @@ def test_a_missing_gradient_behind_a_missing_one_is_inherited(dtype: str) -> Non
             return {name: None if name in lost else gradient for name, gradient in gradients.items()}
 
     examination = examined(Stopping(), of, dtype)
-    assert wrong(examination) == {"gradient:a": "missing", "gradient:x": "missing"}
+    assert wrong(examination) == {gradient_of("a"): "missing", gradient_of("x"): "missing"}
     assert culprits(examination) == ["b"]
     told = verdicts(examination)
-    assert (told["gradient:a"], told["gradient:x"]) == ("WRONG HERE", "inherited")
-    assert [(each.tensor, each.kind) for each in disagreements(examination, None)] == [("a", "missing")]
+    assert (told[gradient_of("a")], told[gradient_of("x")]) == ("WRONG HERE", "inherited")
+    assert [(each.key.name, each.kind) for each in disagreements(examination, None)] == [("a", "missing")]
 
 
 # What no layer is to blame for.
@@ -174,13 +175,13 @@ def test_a_wrong_sum_over_paths_is_a_fault_of_composition(fault: str, dtype: str
     assert culprits(examination) == []
     assert not examination.known
     told = verdicts(examination)
-    assert [key for key, verdict in told.items() if verdict == "composition"] == ["gradient:bent"]
-    assert {told[f"gradient:{name}"] for name in ("line", "x", "w", "b")} == {"inherited"}
+    assert [key for key, verdict in told.items() if verdict == "composition"] == [gradient_of("bent")]
+    assert {told[gradient_of(name)] for name in ("line", "x", "w", "b")} == {"inherited"}
 
 
 def kinds_of_culprits(examination: Examination) -> set[tuple[str, str]]:
     """Tensor and kind of the disagreements that are nobody's inheritance."""
-    return {(each.tensor, each.kind) for each in disagreements(examination, None) if each.culprit}
+    return {(each.key.name, each.kind) for each in disagreements(examination, None) if each.culprit}
 
 
 @pytest.mark.parametrize(("of", "tensor"), [(SIX, "bent"), (SHARED, "w"), (TWICE, "x")], ids=["six", "shared", "twice"])
@@ -197,7 +198,7 @@ def test_every_sum_that_goes_wrong_is_named(dtype: str) -> None:
     of = network(X, node("a", "tanh", "x"), node("b", "multiply", "a", "x"), node("out", "add", "b", "a"))
     examination = examined(FAULTS["fan_out_path_dropped"].make(), of, dtype)
     assert culprits(examination) == []
-    assert [check.key for check in examination.unblamed] == ["gradient:a", "gradient:x"]
+    assert [check.key for check in examination.unblamed] == [gradient_of("a"), gradient_of("x")]
     assert kinds_of_culprits(examination) == {("a", "composition"), ("x", "composition")}
 
 
@@ -242,13 +243,13 @@ def test_what_is_wrong_in_another_way_when_called_again_is_nondeterministic(
     factors: list[float | None], kind: str
 ) -> None:
     examination = examined(Wavering(factors), network(X, node("bent", "tanh", "x")))
-    assert {check.key: check.kind for check in examination.wrong}["gradient:bent"] == kind
+    assert {check.key: check.kind for check in examination.wrong}[gradient_of("bent")] == kind
     assert culprits(examination) == ["bent"]
     assert not examination.known
 
 
 def test_a_page_of_an_error_is_cut_to_one_line() -> None:
-    message = told(ValueError("a traced array\n" * 1000))
+    message = message_of(ValueError("a traced array\n" * 1000))
     assert message.startswith("ValueError: a traced array a traced array ")
     assert message.endswith(" ...")
     assert len(message) <= len("ValueError: ") + TOLD
@@ -258,7 +259,7 @@ def test_a_page_of_an_error_is_cut_to_one_line() -> None:
 def test_a_crash_that_no_layer_has_alone() -> None:
     examination = examined(OnlyOneLayer())
     (check,) = examination.checks
-    assert (check.key, check.kind) == ("value:loss", "crash")
+    assert (check.key, check.kind) == (value_of("loss"), "crash")
     assert re.fullmatch(
         r"NotImplementedError: one layer at a time \(\S*helpers/adapters.py:\d+ in forward\)", check.got
     )

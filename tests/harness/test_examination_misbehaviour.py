@@ -14,6 +14,7 @@ from gradproof.model.adapter import Forward
 from gradproof.model.case import Case
 from gradproof.model.layer import UNIT
 from gradproof.model.network import Input, Network
+from gradproof.model.tensors import value_of
 from gradproof.reference import NumpyReference
 from gradproof.trust.faults import FAULTS
 from gradproof.verdict.examine import examine
@@ -57,7 +58,7 @@ class Stubborn(NumpyReference):
 
 
 def test_an_adapter_that_swallows_exceptions_times_out_all_the_same() -> None:
-    assert wrong(examined(Stubborn(), TWICE, timeout=0.1)) == {"value:square": "timeout"}
+    assert wrong(examined(Stubborn(), TWICE, timeout=0.1)) == {value_of("square"): "timeout"}
 
 
 def test_an_adapter_that_crashes_names_its_layer() -> None:
@@ -116,10 +117,10 @@ def test_a_written_input_is_named(dtype: str) -> None:
     of = network(X, node("a", "identity", "x"), node("out", "relu", "a"))
     straight = network(X, node("out", "relu", "x"))
     fault = FAULTS["writes_to_its_input"].make()
-    assert wrong(examined(fault, straight, dtype)) == {"value:x": "mutated_input"}
+    assert wrong(examined(fault, straight, dtype)) == {value_of("x"): "mutated_input"}
     # In a longer network it is the value of the node before that is spoilt.
     spoiling = examined(fault, of, dtype)
-    assert "value:a" in wrong(spoiling)
+    assert value_of("a") in wrong(spoiling)
     assert culprits(spoiling) == ["out"]
 
 
@@ -148,14 +149,14 @@ def test_every_given_array_is_watched(name: str) -> None:
     of = ordinary(SIX)
     before = {**{each: value.copy() for each, value in of.values.items()}, "cotangent": of.cotangent.copy()}
     examination = examine(Subject(Scribbling(name), {}), of)
-    assert wrong(examination) == {f"value:{name}": "mutated_input"}
+    assert wrong(examination) == {value_of(name): "mutated_input"}
     for each, array in {**of.values, "cotangent": of.cotangent}.items():
         np.testing.assert_array_equal(array, before[each])
 
 
 def test_an_input_may_be_called_cotangent() -> None:
     of = network(Input("cotangent", (8,)), node("out", "relu", "cotangent"))
-    assert wrong(examined(FAULTS["writes_to_its_input"].make(), of)) == {"value:cotangent": "mutated_input"}
+    assert wrong(examined(FAULTS["writes_to_its_input"].make(), of)) == {value_of("cotangent"): "mutated_input"}
 
 
 class Hoarding(NumpyReference):

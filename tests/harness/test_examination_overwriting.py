@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gradproof.model.network import Input, Network
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.trust.faults import FAULTS
 from gradproof.verdict.rows import rows
@@ -22,7 +23,12 @@ def test_a_value_that_a_later_layer_overwrites_is_that_layers_fault() -> None:
     of = network(X, node("a", "tanh", "x"), node("out", "relu", "a"))
     examination = examined(FAULTS["writes_to_its_input"].make(), of)
     (row,) = [each for each in rows(examination) if each.culprit]
-    assert (row.node, row.check.key, row.check.kind, row.verdict) == ("out", "value:a", "mutated_input", "WRONG HERE")
+    assert (row.node, row.check.key, row.check.kind, row.verdict) == (
+        "out",
+        value_of("a"),
+        "mutated_input",
+        "WRONG HERE",
+    )
     assert row.check.got == "a later layer's forward pass overwrote it: it is no longer what was computed"
 
 
@@ -48,7 +54,7 @@ class OverwritingItsOutput(NumpyReference):
 def test_a_value_that_its_own_backward_pass_overwrites_is_that_layers_fault(dtype: str) -> None:
     of = network(X, node("a", "tanh", "x"), node("p", "softmax", "a"), node("out", "exp", "p"))
     examination = examined(OverwritingItsOutput(), of, dtype)
-    assert wrong(examination) == {"value:p": "mutated_input"}
+    assert wrong(examination) == {value_of("p"): "mutated_input"}
     assert culprits(examination) == ["p"]
     assert examination.wrong[0].got == "the backward pass overwrote it: it is no longer what was computed"
 
@@ -72,7 +78,7 @@ BRANCHED = network(
 @pytest.mark.parametrize("of", [VIEWED, SUMMED, BRANCHED], ids=["views", "one reader", "two readers"])
 def test_who_overwrites_its_cotangent_is_blamed_for_all_that_lies_in_its_memory(of: Network) -> None:
     found = examined(RELU_IN_PLACE(), of)
-    assert {check.tensor for check in found.wrong} <= {"rectified", "turned", "back"}
+    assert {check.key.name for check in found.wrong} <= {"rectified", "turned", "back"}
     assert culprits(found) == ["rectified"]
     assert found.unblamed == ()
 
@@ -122,12 +128,12 @@ def test_who_overwrites_what_others_have_kept_is_blamed_and_not_they(when: str, 
     """Tanh has kept its output for its backward pass, which is wrong by no fault of its own."""
     examination = examined(writing_over_what_it_reads("exp", when), of, dtype)
     found = wrong(examination)
-    assert found["value:a"] == "mutated_input"
+    assert found[value_of("a")] == "mutated_input"
     assert "gradient" in found.values()
     assert culprits(examination) == ["out"]
     assert examination.unblamed == ()
     first = next(row for row in rows(examination) if row.culprit)
-    assert (first.node, first.check.tensor, first.check.kind) == ("out", "a", "mutated_input")
+    assert (first.node, first.check.key.name, first.check.kind) == ("out", "a", "mutated_input")
 
 
 def test_who_overwrites_is_blamed_beside_a_neighbour_that_is_wrong_itself() -> None:
@@ -136,8 +142,8 @@ def test_who_overwrites_is_blamed_beside_a_neighbour_that_is_wrong_itself() -> N
     examination = examined(adapter, LAST)
     assert culprits(examination) == ["a", "out"]
     assert {each.node.name: each.keys for each in examination.culprits} == {
-        "a": ("gradient:x",),
-        "out": ("value:a",),
+        "a": (gradient_of("x"),),
+        "out": (value_of("a"),),
     }
 
 
@@ -148,5 +154,5 @@ def test_values_in_one_memory_are_overwritten_together() -> None:
     adapter = NumpyReference(rows={"exp": overwriting._rows["exp"], "identity": handing_back})
     examination = examined(adapter, of)
     found = wrong(examination)
-    assert {key for key, kind in found.items() if kind == "mutated_input"} == {"value:a", "value:same"}
+    assert {key for key, kind in found.items() if kind == "mutated_input"} == {value_of("a"), value_of("same")}
     assert culprits(examination) == ["out"]

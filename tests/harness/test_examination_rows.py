@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 
 from gradproof.draw.drawing import Drawn, drawn_networks
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import NumpyReference
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
@@ -15,7 +16,7 @@ from helpers.networks import SIX
 
 
 def gradient_rows(found: tuple[Row, ...]) -> list[str]:
-    return [row.check.tensor for row in found if row.check.role == "gradient"]
+    return [row.check.key.name for row in found if row.check.key.role == "gradient"]
 
 
 def test_rows_run_from_the_loss_back() -> None:
@@ -26,7 +27,7 @@ def test_rows_run_from_the_loss_back() -> None:
 
 def test_values_come_first_in_forward_order() -> None:
     keys = [row.check.key for row in rows(examined(NumpyReference()))]
-    assert keys[:6] == [f"value:{each.name}" for each in SIX.nodes]
+    assert keys[:6] == [value_of(each.name) for each in SIX.nodes]
 
 
 @settings(max_examples=50)
@@ -42,11 +43,11 @@ def test_no_gradient_stands_before_one_that_it_follows_from(drawn: Drawn) -> Non
 
 def test_every_row_names_a_node_and_its_layer() -> None:
     owners = {row.check.key: (row.node, row.layer) for row in rows(examined(NumpyReference()))}
-    assert owners["value:gate"] == ("gate", "sigmoid")
-    assert owners["gradient:loss"] == ("loss", "mse")
-    assert owners["gradient:target"] == ("loss", "mse")
-    assert owners["gradient:w"] == ("line", "linear")
-    assert owners["gradient:bent"] == ("gate", "sigmoid")
+    assert owners[value_of("gate")] == ("gate", "sigmoid")
+    assert owners[gradient_of("loss")] == ("loss", "mse")
+    assert owners[gradient_of("target")] == ("loss", "mse")
+    assert owners[gradient_of("w")] == ("line", "linear")
+    assert owners[gradient_of("bent")] == ("gate", "sigmoid")
 
 
 def test_what_is_inherited_or_agrees_is_no_culprits_row() -> None:

@@ -11,7 +11,7 @@ import pytest
 from gradproof.model.adapter import AdapterError
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.trust import factors
-from gradproof.trust.factors import FACTOR, Found, look, main, measured, planted, scaled, shows, told
+from gradproof.trust.factors import FACTOR, Found, look, main, measured, outcome, planted, scaled, shows
 from gradproof.trust.rounded import RoundedOnce
 from gradproof.verdict.kinks import first_gradient, one_node
 
@@ -40,7 +40,7 @@ def test_what_is_planted_is_found_and_nothing_where_nothing_is(monkeypatch: pyte
     off = look(RoundedOnce(rows={"gelu": scaled("gelu", "x")}), "bfloat16", 11, 40, {"gelu": "x"})
     assert (off.missed, off.others) == ([], [])
     right = look(RoundedOnce(), "bfloat16", 11, 40, {"gelu": "x"})
-    assert (right.missed, right.told) == (["gelu"], frozenset())
+    assert (right.missed, right.blamed) == (["gelu"], frozenset())
 
 
 def test_the_table_tells_what_was_missed_and_what_was_told_of_others(
@@ -50,13 +50,13 @@ def test_the_table_tells_what_was_missed_and_what_was_told_of_others(
         Found("rounded", "bfloat16", {"gelu": "x", "silu": "x"}, frozenset({"gelu"})),
         Found("torch", "float16", {}, frozenset({"huber"})),
     ]
-    lines = told(found, 7, 300).splitlines()
+    lines = outcome(found, 7, 300).splitlines()
     assert lines[4:] == ["| rounded | bfloat16 | 2 | 1 | silu | none |", "| torch | float16 | 0 | 0 | none | huber |"]
     page = tmp_path / "page.md"
     page.write_text("<!-- factors -->\n<!-- /factors -->\n")
     monkeypatch.setattr(factors, "measured", lambda *arguments: found)
     assert main(["--seed", "7", "--page", str(page)]) == 0
-    assert told(found, 7, 300) in page.read_text()
+    assert outcome(found, 7, 300) in page.read_text()
     assert "| silu | none |" in capsys.readouterr().out
 
 

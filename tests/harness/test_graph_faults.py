@@ -11,6 +11,7 @@ import pytest
 from gradproof.draw.drawing import Drawn
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.show.report import headline
 from gradproof.subject.registry import load_adapter
@@ -58,7 +59,7 @@ def blamed(examination: Examination) -> list[str]:
 
 def named(examination: Examination) -> list[tuple[str, str]]:
     """The tensors that are shown as where the fault is."""
-    return [(row.check.tensor, row.verdict) for row in rows(examination) if row.culprit]
+    return [(row.check.key.name, row.verdict) for row in rows(examination) if row.culprit]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_what_adds_up_wrongly_is_named_and_no_layer_is_blamed(fault: str, tensor
 
 
 def test_an_overwritten_parameter_spoils_nothing_else() -> None:
-    assert wrong(examined(FAULTS["shared_parameter_overwritten"].make())) == {"gradient:w": "gradient"}
+    assert wrong(examined(FAULTS["shared_parameter_overwritten"].make())) == {gradient_of("w"): "gradient"}
 
 
 def test_a_tape_that_adds_up_is_to_blame_and_no_layer() -> None:
@@ -94,7 +95,7 @@ def test_a_tape_that_adds_up_is_to_blame_and_no_layer() -> None:
 def test_a_layer_that_overwrites_its_cache_is_blamed() -> None:
     found = examined(FAULTS["gelu_cache_overwritten"].make())
     assert blamed(found) == ["bent"]
-    assert {row.check.tensor for row in rows(found) if row.culprit} == {"first"}
+    assert {row.check.key.name for row in rows(found) if row.culprit} == {"first"}
     assert set(wrong(found).values()) == {"nondeterministic"}
     assert headline(found).startswith("reference float64: gelu (node bent) is wrong: d first at [")
     assert headline(found).partition(" (node bent)")[2].partition(" noise units)")[0].count(SECOND_PASS) == 1
@@ -192,14 +193,14 @@ def test_a_layer_that_ignores_its_cotangent_is_blamed(fault: str) -> None:
 def test_inputs_that_are_written_to_are_told() -> None:
     network = Network((X,), (node("bent", "relu", "x"),))
     found = examined(FAULTS["writes_to_its_input"].make(), network)
-    assert wrong(found)["value:x"] == "mutated_input"
+    assert wrong(found)[value_of("x")] == "mutated_input"
     assert blamed(found) == ["bent"]
 
 
 def test_a_cotangent_that_is_overwritten_on_the_way_is_told() -> None:
     network = Network((X,), (node("bent", "relu", "x"),))
     found = examined(FAULTS["relu_cotangent_overwritten"].make(), network)
-    assert wrong(found)["gradient:bent"] == "gradient"
+    assert wrong(found)[gradient_of("bent")] == "gradient"
     assert blamed(found) == ["bent"]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gradproof.draw.drawing import Drawn, draw_each
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.verdict.hypotheses import attention, gated, normalization, recurrent
 from gradproof.verdict.hypotheses.suspect import Guess, Suspect
 from gradproof.verdict.sweep import Sweep, alone_as_the_sweep_has_it
@@ -58,10 +59,10 @@ def test_a_formula_without_its_mistake_is_right(layer: str) -> None:
     compared = 0
     for suspect in suspects(layer):
         predicted = suspect.predicted(UNCHANGED[layer](suspect))
-        np.testing.assert_allclose(predicted[f"value:{suspect.node.name}"], suspect.out, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(predicted[value_of(suspect.node.name)], suspect.out, rtol=1e-9, atol=1e-9)
         for argument, source in suspect.node.sources:
             if argument in suspect.gradients and not argument.startswith("out_proj"):
-                got = predicted[f"gradient:{source}"]
+                got = predicted[gradient_of(source)]
                 np.testing.assert_allclose(got, suspect.gradients[argument], rtol=1e-8, atol=1e-9, err_msg=argument)
                 compared += 1
     assert compared >= 20

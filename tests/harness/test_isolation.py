@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gradproof.model.adapter import EndedError, RelayedError
+from gradproof.model.tensors import value_of
 from gradproof.run.results import disagreements
 from gradproof.subject.isolation import Isolated
 from gradproof.subject.registry import load_adapter
@@ -53,7 +54,7 @@ def test_what_ends_the_process_is_a_verdict(
         before = examined(adapter, WITHOUT)
         found = examined(adapter, WITH, timeout=timeout)
         after = examined(adapter, WITHOUT)
-    assert told(found) == [("value:h2", kind, message)]
+    assert told(found) == [(value_of("h2"), kind, message)]
     assert guilty_layers(found) == ["tanh"]
     assert before.agrees
     assert after.agrees
@@ -72,7 +73,7 @@ def test_killed_from_outside_between_two_networks() -> None:
         assert examined(adapter, WITH).agrees
         os.kill(last_child(), signal.SIGKILL)
         found = examined(adapter, WITH)
-        assert told(found) == [("value:h2", "crash", "the process was ended by SIGKILL")]
+        assert told(found) == [(value_of("h2"), "crash", "the process was ended by SIGKILL")]
         assert guilty_layers(found) == []
         assert examined(adapter, WITH).agrees
 
@@ -107,7 +108,7 @@ def test_what_an_earlier_network_has_spoilt_is_blamed_on_no_layer() -> None:
         found = examined(adapter, WITHOUT)
         before = "2 networks ran in that process before, the last: exp in float64, sigmoid -> tanh in float64"
         message = f"the process was ended by SIGSEGV, {ALONE}; {before}"
-        assert told(found) == [("value:h2", "crash", message)]
+        assert told(found) == [(value_of("h2"), "crash", message)]
         assert guilty_layers(found) == []
         assert examined(adapter, WITHOUT).agrees
         assert [each.kind for each in disagreements(found, None)] == ["crash"]
@@ -118,7 +119,7 @@ def test_a_layer_is_named_only_where_it_ends_a_fresh_process_too() -> None:
     dies = 'layers != {"sigmoid"} and ("sigmoid" in layers or self.damaged)'
     with closing(delayed("os._exit(3)", dies, 'self.damaged or "sigmoid" in layers')) as adapter:
         found = examined(adapter, WITHOUT)
-        assert told(found) == [("value:h2", "crash", "the process ended with exit code 3")]
+        assert told(found) == [(value_of("h2"), "crash", "the process ended with exit code 3")]
         assert guilty_layers(found) == []
 
 
@@ -150,7 +151,7 @@ def test_a_crash_says_which_line_of_the_adapter_raised() -> None:
     with closing(Isolated(request)) as there:
         for adapter in (there, load_adapter(request)):
             ((key, kind, got),) = told(examined(adapter, WITH))
-            assert (key, kind) == ("value:h2", "crash")
+            assert (key, kind) == (value_of("h2"), "crash")
             assert got.startswith("ValueError: matmul: ")
             assert re.sub(r":\d+ in", ":N in", got).endswith(f" ({lines})")
 
@@ -266,7 +267,7 @@ def test_an_input_that_the_output_is_a_view_of() -> None:
     message = "shares memory with 'x', which it was given; return a copy"
     for adapter in (load_adapter("mine.py:Viewing"), Isolated("mine.py:Viewing")):
         found = examined(adapter, ordinary(chain("flatten", "tanh")))
-        assert told(found) == [("value:h1", "view", message)]
+        assert told(found) == [(value_of("h1"), "view", message)]
         assert guilty_layers(found) == ["flatten"]
         if isinstance(adapter, Isolated):
             adapter.close()

@@ -15,6 +15,7 @@ from gradproof.model.dtypes import DTYPES
 from gradproof.model.layer import Kink, Layer
 from gradproof.model.network import Input, Network, Node
 from gradproof.model.options import Options
+from gradproof.model.tensors import gradient_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.common import one_sided
 from gradproof.reference.walk import Row
@@ -376,4 +377,4 @@ def test_a_kink_excuses_nothing_beside_it(dtype: str) -> None:
     x = [1.0, 0.5, 0.3, -1.0]
     case = one_node(layer, {"reduction": "mean"}, {"x": x, "target": [1.0] * 4}, dtype)
     found = examine(Subject(NumpyReference(rows={"hinge": (layer.forward, too_large)}), {}), case)
-    assert "gradient:x" in {check.key for check in found.wrong}
+    assert gradient_of("x") in {check.key for check in found.wrong}

@@ -11,6 +11,7 @@ import pytest
 from gradproof.model.case import Case
 from gradproof.model.dtypes import HALF, VALID_DTYPES, limits
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.verdict.agreement import MANY_RUNS
 from gradproof.verdict.equations import EVERY, INSIDE, PEAK, STORED, Arithmetic
@@ -37,7 +38,7 @@ def test_the_same_index_gives_the_same_samples(dtype: str, arithmetic: Arithmeti
 
 
 def test_samples_differ_from_each_other() -> None:
-    floors = [floor(chain_case(), "value:out", count).spread for count in (1, 2, 3, 4)]
+    floors = [floor(chain_case(), value_of("out"), count).spread for count in (1, 2, 3, 4)]
     assert len({each.tobytes() for each in floors}) == 4
 
 
@@ -62,20 +63,20 @@ def test_both_kinds_of_rounding_take_part(monkeypatch: pytest.MonkeyPatch) -> No
         made(self, *arguments, to_grid=to_grid, **others)
 
     monkeypatch.setattr(Rounding, "__init__", recording)
-    floor(chain_case(), "value:out", 6)
+    floor(chain_case(), value_of("out"), 6)
     # One of what the operations round to, one of the case's own dtype.
     assert kinds == [SHIFT, SHIFT, GRID, GRID] * 3
 
 
 def test_the_floor_grows_with_the_unit() -> None:
-    single, double = (floor(chain_case(dtype), "gradient:w", 16).spread.mean() for dtype in ("float32", "float64"))
+    single, double = (floor(chain_case(dtype), gradient_of("w"), 16).spread.mean() for dtype in ("float32", "float64"))
     ratio = np.finfo("float32").eps / np.finfo("float64").eps
     assert 0.05 * ratio < single / double < ratio
 
 
 def test_the_floor_is_the_mean_deviation_or_a_share_of_the_largest() -> None:
     of = equations_of(chain_case())
-    statement = of["value:out"]
+    statement = of[value_of("out")]
     found = statement.floor(MANY_RUNS, {}).spread
     samples = [np.asarray(out) for out, _ in of.by_node["out"].samples(MANY_RUNS, INSIDE)]
     deviations = np.abs(np.stack(samples) - statement.expected)
@@ -89,12 +90,12 @@ def test_the_floor_of_a_sum_is_that_of_all_its_terms() -> None:
         (node("h", "multiply", "x", "c"), node("g", "multiply", "x", "c"), node("out", "subtract", "h", "g")),
     )
     of = equations_of(case_of(network, "float32", x=normal(3), c=[1e6 / 3.0]))
-    found = of["gradient:x"].floor(4, {}).spread
+    found = of[gradient_of("x")].floor(4, {}).spread
     runs = zip(of.by_node["h"].samples(4, INSIDE), of.by_node["g"].samples(4, INSIDE), strict=True)
-    ((_, first), (_, second)) = of["gradient:x"].parts
+    ((_, first), (_, second)) = of[gradient_of("x")].parts
     sums = np.stack([np.asarray(h[str(first)] + g[str(second)]) for (_, h), (_, g) in runs])
-    assert np.abs(of["gradient:x"].expected).max() < 1.0
-    np.testing.assert_allclose(found, np.abs(sums - of["gradient:x"].expected).mean(axis=0), rtol=1e-12)
+    assert np.abs(of[gradient_of("x")].expected).max() < 1.0
+    np.testing.assert_allclose(found, np.abs(sums - of[gradient_of("x")].expected).mean(axis=0), rtol=1e-12)
     assert (found > 1e-4).all()
 
 
@@ -111,7 +112,7 @@ class Recording(NumpyReference):
 def test_indices_reach_the_reference_as_they_are() -> None:
     of = one_node(LAYERS["cross_entropy"], {}, 0.5, "float32", (2, 3))
     reference = Recording()
-    equations_of(of, reference)["value:cross_entropy"].floor(1, {})
+    equations_of(of, reference)[value_of("cross_entropy")].floor(1, {})
     assert isinstance(reference.given["x"], Noisy)
     assert reference.given["target"] is of.exact_values["target"]
     assert reference.given["target"].dtype == np.int64
@@ -119,7 +120,7 @@ def test_indices_reach_the_reference_as_they_are() -> None:
 
 def test_floors_count_what_overflows() -> None:
     network = Network((Input("x", (2,)),), (node("out", "multiply", "x", "x"),))
-    found = floor(case_of(network, "float32", x=[1e30, 1.0]), "value:out")
+    found = floor(case_of(network, "float32", x=[1e30, 1.0]), value_of("out"))
     assert found.lost.tolist() == [True, False]
     assert found.spread[0] == 0.0
     assert found.spread[1] > 0.0
@@ -136,7 +137,7 @@ def saturating_case(dtype: str) -> Case:
 @pytest.mark.parametrize("dtype", HALF)
 def test_inside_rounds_to_float32_and_every_to_the_dtype(dtype: str) -> None:
     ratio = float(limits(dtype).eps) / float(limits("float32").eps)
-    inside, every = (floor(saturating_case(dtype), "value:out", 16, each).spread.mean() for each in (INSIDE, EVERY))
+    inside, every = (floor(saturating_case(dtype), value_of("out"), 16, each).spread.mean() for each in (INSIDE, EVERY))
     assert 0.3 * ratio < every / inside < 3.0 * ratio
 
 
@@ -146,7 +147,7 @@ def test_stored_rounds_what_forward_keeps_and_nothing_else(dtype: str) -> None:
     of = saturating_case(dtype)
     value, gradient = (
         {each.name: floor(of, key, 16, each).spread for each in (INSIDE, STORED, EVERY)}
-        for key in ("value:out", "gradient:x")
+        for key in (value_of("out"), gradient_of("x"))
     )
     np.testing.assert_allclose(value["stored"].mean(), value["inside"].mean(), rtol=0.5)
     assert gradient["stored"].mean() > 100.0 * gradient["inside"].mean()
@@ -155,7 +156,7 @@ def test_stored_rounds_what_forward_keeps_and_nothing_else(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_in_fine_dtypes_all_but_stored_is_the_same(dtype: str) -> None:
-    inside, every = (floor(saturating_case(dtype), "gradient:x", 8, each).spread for each in (INSIDE, EVERY))
+    inside, every = (floor(saturating_case(dtype), gradient_of("x"), 8, each).spread for each in (INSIDE, EVERY))
     np.testing.assert_array_equal(inside, every)
 
 

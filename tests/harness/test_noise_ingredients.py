@@ -14,6 +14,7 @@ from gradproof.model.adapter import Adapter
 from gradproof.model.case import Case
 from gradproof.model.dtypes import VALID_DTYPES
 from gradproof.model.network import Input, Network
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.linear import LinearOperands
 from gradproof.verdict import agreement, equations, noise
@@ -188,7 +189,7 @@ def test_leaving_out_an_ingredient_gives_a_false_alarm(
 
 def test_what_is_expected_is_precise_and_the_textbook_agrees_with_it() -> None:
     adapter, of = saturated()
-    (expected,) = equations_of(of)["gradient:x"].expected
+    (expected,) = equations_of(of)[gradient_of("x")].expected
     assert expected == pytest.approx(float(of.cotangent[0]) * 4.0 * math.exp(-60.0), rel=1e-15)
     assert adapter.backward(adapter.forward(of.network, of.values, of.dtype), of.cotangent)["x"] == 0.0
     assert examined(adapter, of).agrees
@@ -197,7 +198,7 @@ def test_what_is_expected_is_precise_and_the_textbook_agrees_with_it() -> None:
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
 def test_the_root_of_squares_would_be_a_wrong_floor(scale: float) -> None:
     network = Network((Input("x", (5,)), Input("c", (1,))), (node("out", "multiply", "x", "c"),))
-    statement = equations_of(case_of(network, "float64", x=normal(5), c=[scale]))["value:out"]
+    statement = equations_of(case_of(network, "float64", x=normal(5), c=[scale]))[value_of("out")]
     spread = statement.floor(8, {}).spread
     unit = np.finfo("float64").eps * np.abs(statement.expected)
     assert ((0.1 * unit < spread) & (spread < 2.0 * unit)).all()
@@ -207,7 +208,11 @@ def test_the_root_of_squares_would_be_a_wrong_floor(scale: float) -> None:
 
 def test_unverifiable_elements_are_counted() -> None:
     lost = examined(*squares_beyond_the_range()).checks
-    assert {check.key: check.unverifiable for check in lost} == {"value:out": 2, "gradient:out": 0, "gradient:x": 2}
+    assert {check.key: check.unverifiable for check in lost} == {
+        value_of("out"): 2,
+        gradient_of("out"): 0,
+        gradient_of("x"): 2,
+    }
 
 
 # Whole sweeps.
@@ -224,10 +229,10 @@ def cancelling_chain() -> tuple[Adapter, Case]:
 def test_errors_add_up_over_a_sweep_and_in_no_equation(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter, of = cancelling_chain()
     got = adapter.forward(of.network, of.values, of.dtype).outputs["out"]
-    assert Sweep(of, {}).off("value:out", got) is None
+    assert Sweep(of, {}).off(value_of("out"), got) is None
     without_noise(monkeypatch)
     assert disagreeing(adapter, of) == []
-    assert Sweep(of, {}).off("value:out", got) is not None
+    assert Sweep(of, {}).off(value_of("out"), got) is not None
 
 
 def test_a_sweep_expects_what_the_reference_computes() -> None:
@@ -242,10 +247,12 @@ def test_a_sweep_expects_what_the_reference_computes() -> None:
 def test_a_sweeps_floor_grows_on_the_way() -> None:
     found = Sweep(chain_case(), {})
     size = {key: found.floor(key).spread.mean() / np.abs(found.expected[key]).mean() for key in found.expected}
-    assert size["gradient:out"] <= np.finfo("float32").eps
+    assert size[gradient_of("out")] <= np.finfo("float32").eps
     assert (
-        size["gradient:w"]
-        > 2.0 * floor(chain_case(), "gradient:w", 16).spread.mean() / np.abs(found.expected["gradient:w"]).mean()
+        size[gradient_of("w")]
+        > 2.0
+        * floor(chain_case(), gradient_of("w"), 16).spread.mean()
+        / np.abs(found.expected[gradient_of("w")]).mean()
     )
 
 
@@ -260,7 +267,7 @@ def test_a_tensor_is_off_where_rounding_on_the_way_does_not_explain_it(dtype: st
 def test_nothing_is_off_where_the_dtype_overflows() -> None:
     _, of = squares_beyond_the_range()
     found = Sweep(of, {})
-    assert found.floor("value:out").lost.tolist() == [[True, True], [False, False]]
-    expected = found.expected["value:out"]
-    assert found.off("value:out", expected * [[5.0], [1.0]]) is None
-    assert found.off("value:out", expected * [[1.0], [5.0]]) is not None
+    assert found.floor(value_of("out")).lost.tolist() == [[True, True], [False, False]]
+    expected = found.expected[value_of("out")]
+    assert found.off(value_of("out"), expected * [[5.0], [1.0]]) is None
+    assert found.off(value_of("out"), expected * [[1.0], [5.0]]) is not None

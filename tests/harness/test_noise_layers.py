@@ -13,6 +13,7 @@ import pytest
 
 from gradproof.draw.drawing import draw_each
 from gradproof.model.case import Case
+from gradproof.model.tensors import Tensor, gradient_of, value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.verdict.noise import Noisy, observe
 from helpers.examining import results
@@ -51,7 +52,7 @@ def dropped(reference: NumpyReference, of: Case) -> set[str]:
     coarse = results(reference, of)
     runs = [perturbed(reference, of, seed) for seed in range(3)]
 
-    def moves(key: str) -> bool:
+    def moves(key: Tensor) -> bool:
         moved = np.any([np.asarray(run[key]) != exact[key] for run in runs], axis=0)
         return bool((moved | (coarse[key] == exact[key])).all())
 
@@ -97,10 +98,10 @@ def _plain_gradient(dout: Array, out: Array) -> dict[str, Array]:
 
 TANH = LAYERS["tanh"]
 DROPPING = {
-    "a plain array": ((_tanh_of_plain_arrays, TANH.backward), {"value:h1"}),
-    "Python's numbers": ((_tanh_of_python_numbers, TANH.backward), {"value:h1"}),
-    "the noise of one operation": ((_tanh_observed_again, TANH.backward), {"value:h1"}),
-    "a plain gradient": ((TANH.forward, _plain_gradient), {"gradient:x0"}),
+    "a plain array": ((_tanh_of_plain_arrays, TANH.backward), {value_of("h1")}),
+    "Python's numbers": ((_tanh_of_python_numbers, TANH.backward), {value_of("h1")}),
+    "the noise of one operation": ((_tanh_observed_again, TANH.backward), {value_of("h1")}),
+    "a plain gradient": ((TANH.forward, _plain_gradient), {gradient_of("x0")}),
 }
 
 

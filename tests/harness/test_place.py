@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradproof.model import place as module
-from gradproof.model.adapter import TOLD, told_where
+from gradproof.model.adapter import TOLD, message_with_place
 from gradproof.model.network import Input, Network, Node
 from gradproof.model.place import SHOWN, place
 from gradproof.reference import LAYERS, NumpyReference
@@ -131,13 +131,13 @@ def test_the_lines_of_gradproofs_own_adapters_are_shown() -> None:
 
 def test_nothing_is_said_of_an_error_that_was_never_raised() -> None:
     assert place(ValueError("v")) == ""
-    assert told_where(ValueError("v")) == "ValueError: v"
+    assert message_with_place(ValueError("v")) == "ValueError: v"
 
 
 def test_a_place_is_one_line_of_bounded_length(written: Any) -> None:
     long = " + ".join(["x"] * 200)
     mine = written("mine_f.py", f"def f(x):\n    return g(x) + {long}\n\ndef g(x):\n    return None + {long}\n")
-    message = told_where(raised(lambda: mine.f(1)))
+    message = message_with_place(raised(lambda: mine.f(1)))
     assert "\n" not in message
     assert message.count(" ...") == 2
     assert len(message) <= TOLD + 2 * (SHOWN + 40)

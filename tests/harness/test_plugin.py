@@ -420,7 +420,7 @@ COARSE = """
 from gradproof.reference import NumpyReference
 
 
-class Coarse(NumpyReference):
+class LowerPrecision(NumpyReference):
     name = "coarse"
 
     def supports(self, layer, options, dtype):
@@ -431,7 +431,7 @@ class Coarse(NumpyReference):
 @pytest.mark.parametrize(("demand", "outcomes"), [((), "1 passed"), (("--gradproof-arithmetic", "inside"), "1 failed")])
 def test_a_class_of_arithmetic_may_be_demanded(project: Path, demand: Sequence[str], outcomes: str) -> None:
     (project / "coarse.py").write_text(COARSE)
-    target = ("--gradproof-adapter", "coarse.py:Coarse", "--gradproof-dtype", "bfloat16")
+    target = ("--gradproof-adapter", "coarse.py:LowerPrecision", "--gradproof-dtype", "bfloat16")
     done = conformance(
         project, *target, "--gradproof-layer", "sigmoid", "--gradproof-networks", "150", "-k", RANDOM, *demand
     )

@@ -17,6 +17,7 @@ from gradproof.draw.drawing import Drawn
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.case import Case, redrawn
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.tensors import Tensor, gradient_of, value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.run.check import replay
 from gradproof.run.results import disagreements
@@ -63,7 +64,7 @@ class Reusing(NumpyReference):
     def _given(self, role: str, found: Mapping[str, Array]) -> dict[str, Array]:
         return {name: self._placed(f"{role}:{name}", array) for name, array in found.items()}
 
-    def _placed(self, key: str, array: Array) -> Array:
+    def _placed(self, key: Tensor, array: Array) -> Array:
         if key not in self._keys:
             return array
         place = self._memory.setdefault((key, array.shape), np.empty_like(array))
@@ -81,8 +82,10 @@ class Reusing(NumpyReference):
 # In this process.
 
 
-@pytest.mark.parametrize("key", ["value:h1", "value:h2", "gradient:h2", "gradient:h1", "gradient:x"])
-def test_a_result_that_the_next_call_overwrites_is_named(key: str) -> None:
+@pytest.mark.parametrize(
+    "key", [value_of("h1"), value_of("h2"), gradient_of("h2"), gradient_of("h1"), gradient_of("x")]
+)
+def test_a_result_that_the_next_call_overwrites_is_named(key: Tensor) -> None:
     found = examine(Subject(Reusing(key), {}), case("sigmoid", "tanh"))
     assert wrong(found) == {key: "reused_buffer"}
     assert found.wrong[0].got == MESSAGE
@@ -91,8 +94,8 @@ def test_a_result_that_the_next_call_overwrites_is_named(key: str) -> None:
 
 def test_it_is_seen_in_the_first_network() -> None:
     """Memory for every shape would else show where two networks after each other happen to have one in common."""
-    subject = Subject(Reusing("gradient:x"), {})
-    assert wrong(examine(subject, case("sigmoid"))) == {"gradient:x": "reused_buffer"}
+    subject = Subject(Reusing(gradient_of("x")), {})
+    assert wrong(examine(subject, case("sigmoid"))) == {gradient_of("x"): "reused_buffer"}
 
 
 def test_a_network_is_called_twice_once_for_every_layer() -> None:
@@ -131,7 +134,7 @@ def test_a_result_of_the_network_before_is_named_where_this_one_keeps_its_own() 
     run(subject.adapter, case("exp"), 60.0)
     found = examine(subject, case("sigmoid", "tanh"))
     (check,) = found.wrong
-    assert (check.key, check.kind) == ("gradient:x", "reused_buffer")
+    assert (check.key, check.kind) == (gradient_of("x"), "reused_buffer")
     assert check.got == f"{MESSAGE} (a tensor of the network before: {chain('exp')})"
     assert culprits(found) == []
     assert [each.kind for each in disagreements(found, None)] == ["reused_buffer"]
@@ -159,7 +162,7 @@ def test_an_array_that_is_given_again_unchanged_is_right() -> None:
 
 
 def test_two_adapters_in_turn_are_told_apart() -> None:
-    right, reusing = NumpyReference(), Reusing("gradient:x")
+    right, reusing = NumpyReference(), Reusing(gradient_of("x"))
     of = case("sigmoid", "tanh")
     for adapter, expected in ((right, 0), (reusing, 0), (right, 0), (reusing, 1)):
         other = redrawn(of, seed=int(expected))
@@ -241,20 +244,20 @@ def test_the_layer_whose_memory_it_is_is_named(layers: tuple[str, ...], value: b
 
 def test_the_identity_may_be_to_blame_too() -> None:
     found = examine(Subject(with_workspace("identity"), {}), case("identity"))
-    assert wrong(found) == {"gradient:x": "reused_buffer"}
+    assert wrong(found) == {gradient_of("x"): "reused_buffer"}
     assert culprits(found) == ["identity"]
 
 
 def test_who_hands_such_memory_on_is_not_to_blame() -> None:
     found = examine(Subject(with_workspace("exp"), {}), case("flatten", "identity", "exp", "tanh"))
-    assert set(wrong(found)) == {"gradient:h2", "gradient:h1", "gradient:x"}
+    assert set(wrong(found)) == {gradient_of("h2"), gradient_of("h1"), gradient_of("x")}
     assert culprits(found) == ["exp"]
     assert found.unblamed == ()
 
 
 def test_memory_of_the_adapters_own_is_no_layers_fault() -> None:
     found = examine(Subject(FAULTS["values_in_one_arena"].make(), {}), case("sigmoid", "tanh"))
-    assert wrong(found) == {"value:h1": "reused_buffer", "value:h2": "reused_buffer"}
+    assert wrong(found) == {value_of("h1"): "reused_buffer", value_of("h2"): "reused_buffer"}
     assert culprits(found) == []
     assert {each.kind for each in disagreements(found, None)} == {"reused_buffer"}
 
@@ -272,8 +275,8 @@ def test_the_values_are_not_said_to_disagree() -> None:
 
 
 def test_a_spec_of_it_shows_it_again() -> None:
-    report = replay(case("sigmoid", "tanh"), [Reusing("gradient:x")])
-    assert {(each.tensor, each.kind) for each in report.disagreements} == {("x", "reused_buffer")}
+    report = replay(case("sigmoid", "tanh"), [Reusing(gradient_of("x"))])
+    assert {(each.key.name, each.kind) for each in report.disagreements} == {("x", "reused_buffer")}
 
 
 # The second backward pass.
@@ -303,7 +306,7 @@ class Unsteady(NumpyReference):
 def test_a_second_pass_that_rounds_otherwise_in_the_same_memory_reuses_it() -> None:
     adapter = Unsteady(lambda before, gradient: np.nextafter(gradient, np.inf))
     found = examine(Subject(adapter, {}, called_twice=set(LAYERS)), case("sigmoid", "tanh"))
-    assert wrong(found) == dict.fromkeys(("gradient:h2", "gradient:h1", "gradient:x"), "reused_buffer")
+    assert wrong(found) == dict.fromkeys((gradient_of("h2"), gradient_of("h1"), gradient_of("x")), "reused_buffer")
     assert all(check.second_pass for check in found.wrong)
     assert culprits(found) == []
 
@@ -323,7 +326,7 @@ def test_the_first_gradients_are_judged_as_they_were() -> None:
     trace.watched.backward_again(trace.forward, of.cotangent.copy())  # type: ignore[arg-type]
     for key, array in before.items():
         np.testing.assert_array_equal(trace.got[key], array)
-    assert {remark.key for remark in trace.watched.remarks} == {"gradient:h2", "gradient:h1", "gradient:x"}
+    assert {remark.key for remark in trace.watched.remarks} == {gradient_of("h2"), gradient_of("h1"), gradient_of("x")}
 
 
 # In a process of its own.
@@ -364,11 +367,11 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_child_keeps_its_arrays_and_looks_at_them_again() -> None:
     with closing(Isolated("mine.py:Workspace")) as adapter:
         found = examine(Subject(adapter, {}), case("sigmoid", "exp", "tanh"))
-        assert wrong(found) == {"gradient:h1": "reused_buffer"}
+        assert wrong(found) == {gradient_of("h1"): "reused_buffer"}
         assert found.wrong[0].got == MESSAGE
         assert culprits(found) == ["exp"]
         before = examine(Subject(adapter, {}, called_twice=set(LAYERS)), case("exp"))
-        assert wrong(before) == {"gradient:x": "reused_buffer"}
+        assert wrong(before) == {gradient_of("x"): "reused_buffer"}
     with closing(Isolated("mine.py:Right")) as adapter:
         assert examine(Subject(adapter, {}), case("sigmoid", "exp", "tanh")).agrees
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from gradproof.model.case import Case
 from gradproof.model.network import Input, Node
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference.walk import Conventions
 from gradproof.verdict.sweep import Sweep, alone_as_the_sweep_has_it
 from helpers.examining import EACH_DTYPE
@@ -72,6 +73,6 @@ def test_a_sweep_has_every_value_and_every_gradient() -> None:
     assert list(sweep.outputs) == [each.name for each in SIX.nodes]
     assert list(sweep.gradients)[:6] == [each.name for each in reversed(SIX.nodes)]
     assert set(sweep.gradients) == set(SIX.differentiable)
-    assert set(sweep.expected) == {f"value:{name}" for name in sweep.outputs} | {
-        f"gradient:{name}" for name in sweep.gradients
+    assert set(sweep.expected) == {value_of(name) for name in sweep.outputs} | {
+        gradient_of(name) for name in sweep.gradients
     }

@@ -19,6 +19,7 @@ from gradproof.draw.drawing import Drawn
 from gradproof.model.adapter import Forward
 from gradproof.model.case import Case
 from gradproof.model.network import Input, Network, Node
+from gradproof.model.tensors import value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.subject.watch import CHANGED_BY_IMPORTS, PROBES, Remark, watch
 from gradproof.trust.faults import MISBEHAVIOUR
@@ -160,7 +161,7 @@ def test_what_a_late_import_changes_is_no_change_of_the_adapters(tmp_path: Path,
 def test_results_of_the_reference_own_their_memory() -> None:
     assert remarks(NumpyReference()) == []
     hands_on = Network((Input("x", (2, 3)),), (Node.of("h1", LAYERS["identity"], "x"),))
-    for adapter, expected in ((NumpyReference(), []), (MISBEHAVIOUR["view"].make(), ["value:h1"])):
+    for adapter, expected in ((NumpyReference(), []), (MISBEHAVIOUR["view"].make(), [value_of("h1")])):
         watched = watch(adapter)
         watched.backward(watched.forward(hands_on, {"x": CASE.values["x"]}, "float64"), CASE.cotangent)
         assert [remark.key for remark in watched.remarks] == expected

@@ -9,6 +9,7 @@ import pytest
 from mpmath import mp
 
 from gradproof.model.case import Case
+from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS
 from gradproof.trust.measure import sums
 from gradproof.trust.sums import DEFINITIONS, Digits, digits, exact_tensors, table
@@ -29,17 +30,17 @@ def square_case() -> Case:
 def test_exact_tensors_are_those_of_the_definition() -> None:
     case = square_case()
     found = exact_tensors(case, lambda x, target, reduction: (x - target) ** 2)
-    assert found["value:mse"].tolist() == [4.0, 0.25]
-    assert found["gradient:x"].tolist() == (case.cotangent * [4.0, -1.0]).tolist()
-    assert found["gradient:target"].tolist() == (case.cotangent * [-4.0, 1.0]).tolist()
-    assert found["gradient:mse"].tolist() == case.cotangent.tolist()
+    assert found[value_of("mse")].tolist() == [4.0, 0.25]
+    assert found[gradient_of("x")].tolist() == (case.cotangent * [4.0, -1.0]).tolist()
+    assert found[gradient_of("target")].tolist() == (case.cotangent * [-4.0, 1.0]).tolist()
+    assert found[gradient_of("mse")].tolist() == case.cotangent.tolist()
 
 
 def test_derivatives_have_digits_to_spare() -> None:
     case = one_node(LAYERS["reduce_sum"], {}, {"x": [1e-20, 1e20]}, "float64")
     found = exact_tensors(case, lambda x, axes, keepdims: np.frompyfunc(mp.sqrt, 1, 1)(x.sum(axis=axes)))
     exact = float(case.cotangent) / (2.0 * 1e10)
-    assert found["gradient:x"] == pytest.approx([exact, exact], rel=1e-15)
+    assert found[gradient_of("x")] == pytest.approx([exact, exact], rel=1e-15)
 
 
 @pytest.mark.parametrize("factor", [1.0 + 1e-12, -1.0, 0.0])

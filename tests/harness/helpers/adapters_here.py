@@ -112,7 +112,7 @@ class Lossy(NumpyReference):
         super().__init__(rows={"log_cosh": ALGORITHMS["log_cosh"][0].row})
 
 
-class Coarse(NumpyReference):
+class LowerPrecision(NumpyReference):
     """Has one layer, in which every operation rounds to bfloat16."""
 
     name = "coarse"

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from gradproof.model.tensors import Tensor, gradient_of
 from gradproof.reference import NumpyReference
 from gradproof.verdict.agreement import FEW_RUNS, TensorCheck, judge
 from gradproof.verdict.equations import Arithmetic, Floor, Statement
 
-KEY = "gradient:x"
+KEY = gradient_of("x")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class GivenFloor(Statement):
 
 
 def stated(
-    expected: Any, spread: Any = 0.0, key: str = KEY, readers: Sequence[str] = ("r",), **more: Any
+    expected: Any, spread: Any = 0.0, key: Tensor = KEY, readers: Sequence[str] = ("r",), **more: Any
 ) -> GivenFloor:
     """What a tensor must be, as the sum of what these readers send."""
     wanted = np.asarray(expected, np.float64)

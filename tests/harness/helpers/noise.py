@@ -6,6 +6,7 @@ import numpy as np
 
 from gradproof.model.case import Case
 from gradproof.model.network import Input
+from gradproof.model.tensors import Tensor
 from gradproof.reference import PRECISE, NumpyReference
 from gradproof.verdict.agreement import FEW_RUNS
 from gradproof.verdict.equations import INSIDE, Arithmetic, Equations, Floor
@@ -47,6 +48,6 @@ def equations_of(of: Case, textbook: NumpyReference | None = None, fused: bool =
     return Equations(of, got, NumpyReference(rows=PRECISE), textbook or NumpyReference(), fused)
 
 
-def floor(of: Case, key: str, count: int = FEW_RUNS, arithmetic: Arithmetic = INSIDE) -> Floor:
+def floor(of: Case, key: Tensor, count: int = FEW_RUNS, arithmetic: Arithmetic = INSIDE) -> Floor:
     """The floor of one tensor whose readers, and whose node, all have this arithmetic."""
     return equations_of(of)[key].floor(count, {each.name: arithmetic for each in of.network.nodes})
