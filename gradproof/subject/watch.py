@@ -138,8 +138,8 @@ class _GivenOut:
 
     def __init__(self, run: WatchedInProcess, outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
         self._run, self._network = weakref.ref(run), run.network
-        found = {value_of(name): array for name, array in outputs.items()}
-        found |= {gradient_of(name): array for name, array in gradients.items()}
+        found = {value_of(str(name)): array for name, array in outputs.items()}
+        found |= {gradient_of(str(name)): array for name, array in gradients.items()}
         self._arrays = {key: array for key, array in found.items() if isinstance(array, np.ndarray)}
         self._bytes = {key: array.tobytes() for key, array in self._arrays.items()}
 
@@ -181,7 +181,7 @@ def _views(
         for source, value, start, stop in given:
             if low < stop and start < high and np.shares_memory(array, value):
                 message = f"shares memory with {source}, which it was given; return a copy"
-                yield Remark(Wrong.VIEW, Tensor(role, name), message)
+                yield Remark(Wrong.VIEW, Tensor(role, str(name)), message)
                 break
 
 

@@ -17,6 +17,7 @@ from gradproof.model.layer import index_domain
 from gradproof.model.network import Input, Network, Node
 from gradproof.reference import LAYERS
 from gradproof.reference.indexing import Picked
+from gradproof.reference.normalization import Standardized
 from gradproof.reference.walk import Row
 from gradproof.trust.rounded import RoundedOnce
 from gradproof.verdict.agreement import judge
@@ -63,7 +64,7 @@ def rms_norm_row(kept: str) -> Row:
     def forward(x: Array, weight: Array, *, axes: int, eps: float) -> tuple[Array, Any]:
         mean = added_up(x * x, -1, kept)[..., None] / x.shape[-1]
         reciprocal = 1.0 / np.sqrt(mean + eps)
-        return x * reciprocal * weight, (x * reciprocal, reciprocal, weight, (-1,))
+        return x * reciprocal * weight, Standardized(x * reciprocal, reciprocal, weight, (-1,))
 
     return forward, layer.backward
 

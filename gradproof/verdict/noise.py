@@ -249,5 +249,5 @@ def rounded_inside(cache: Any, rounding: Rounding) -> Any:
 
 def tensors(outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[Tensor, Any]:
     """Values and gradients under one roof."""
-    values = {value_of(name): array for name, array in outputs.items()}
-    return values | {gradient_of(name): array for name, array in gradients.items()}
+    values = {value_of(str(name)): array for name, array in outputs.items()}
+    return values | {gradient_of(str(name)): array for name, array in gradients.items()}

@@ -162,7 +162,7 @@ def test_a_missing_gradient_behind_a_missing_one_is_inherited(dtype: str) -> Non
     assert culprits(examination) == ["b"]
     told = verdicts(examination)
     assert (told[gradient_of("a")], told[gradient_of("x")]) == ("WRONG HERE", "inherited")
-    assert [(each.key.name, each.kind) for each in disagreements(examination, None)] == [("a", "missing")]
+    assert [(each.tensor, each.kind) for each in disagreements(examination, None)] == [("a", "missing")]
 
 
 # What no layer is to blame for.
@@ -181,7 +181,7 @@ def test_a_wrong_sum_over_paths_is_a_fault_of_composition(fault: str, dtype: str
 
 def kinds_of_culprits(examination: Examination) -> set[tuple[str, str]]:
     """Tensor and kind of the disagreements that are nobody's inheritance."""
-    return {(each.key.name, each.kind) for each in disagreements(examination, None) if each.culprit}
+    return {(each.tensor, each.kind) for each in disagreements(examination, None) if each.culprit}
 
 
 @pytest.mark.parametrize(("of", "tensor"), [(SIX, "bent"), (SHARED, "w"), (TWICE, "x")], ids=["six", "shared", "twice"])

@@ -76,7 +76,7 @@ def test_a_known_divergence_is_told_and_no_disagreement(tmp_path: Path) -> None:
     report = replay(steep(), [mine(tmp_path, wrong=True)])
     assert report.agrees
     assert (report.examinations, report.disagreements) == ([], [])
-    assert [(each.key.name, each.cause) for each in report.known] == [("x", "tanh is taken from a table")]
+    assert [(each.tensor, each.cause) for each in report.known] == [("x", "tanh is taken from a table")]
     assert warnings(report) == ["known: mine float64 tanh: tanh is taken from a table (1 tensor)"]
     (tally,) = report.tallies.values()
     assert (tally.networks, tally.known, tally.disagreeing, sum(tally.wrong_layers.values())) == (1, 1, 0, 0)

@@ -17,7 +17,7 @@ from gradproof.draw.drawing import Drawn
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.case import Case, redrawn
 from gradproof.model.network import Input, Network, Node
-from gradproof.model.tensors import Tensor, gradient_of, value_of
+from gradproof.model.tensors import Role, Tensor, gradient_of, value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.run.check import replay
 from gradproof.run.results import disagreements
@@ -56,13 +56,13 @@ def culprits(found: Examination) -> list[str]:
 class Reusing(NumpyReference):
     """Gives what these keys stand for in memory that it has for every key and shape."""
 
-    def __init__(self, *keys: str) -> None:
+    def __init__(self, *keys: Tensor) -> None:
         super().__init__()
         self._keys = keys
         self._memory: dict[Any, Array] = {}
 
-    def _given(self, role: str, found: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: self._placed(f"{role}:{name}", array) for name, array in found.items()}
+    def _given(self, role: Role, found: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: self._placed(Tensor(role, name), array) for name, array in found.items()}
 
     def _placed(self, key: Tensor, array: Array) -> Array:
         if key not in self._keys:
@@ -73,17 +73,17 @@ class Reusing(NumpyReference):
 
     def forward(self, network: Network, values: Mapping[str, Array], dtype: str) -> Forward:
         forward = super().forward(network, values, dtype)
-        return replace(forward, outputs=self._given("value", forward.outputs))
+        return replace(forward, outputs=self._given(Role.VALUE, forward.outputs))
 
     def backward(self, forward: Forward, cotangent: Array) -> dict[str, Array]:
-        return self._given("gradient", super().backward(forward, cotangent))
+        return self._given(Role.GRADIENT, super().backward(forward, cotangent))
 
 
 # In this process.
 
 
 @pytest.mark.parametrize(
-    "key", [value_of("h1"), value_of("h2"), gradient_of("h2"), gradient_of("h1"), gradient_of("x")]
+    "key", [value_of("h1"), value_of("h2"), gradient_of("h2"), gradient_of("h1"), gradient_of("x")], ids=str
 )
 def test_a_result_that_the_next_call_overwrites_is_named(key: Tensor) -> None:
     found = examine(Subject(Reusing(key), {}), case("sigmoid", "tanh"))
@@ -276,7 +276,7 @@ def test_the_values_are_not_said_to_disagree() -> None:
 
 def test_a_spec_of_it_shows_it_again() -> None:
     report = replay(case("sigmoid", "tanh"), [Reusing(gradient_of("x"))])
-    assert {(each.key.name, each.kind) for each in report.disagreements} == {("x", "reused_buffer")}
+    assert {(each.tensor, each.kind) for each in report.disagreements} == {("x", "reused_buffer")}
 
 
 # The second backward pass.

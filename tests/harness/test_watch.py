@@ -106,7 +106,7 @@ def test_a_changed_state_is_named_and_put_back(name: str, where: str) -> None:
         pytest.skip("this processor does not flush them")
     before = PROBES[name].get()
     (remark,) = remarks(Doing(DEEDS[name], where))
-    assert (remark.kind, remark.key) == ("global_state", name)
+    assert (remark.kind, remark.key) == ("global_state", value_of(name))
     assert "left changed" in remark.message
     assert PROBES[name].get() == before
 
