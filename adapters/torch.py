@@ -375,7 +375,8 @@ def _slice(x: Any, *, axis: int, start: int, stop: int, step: int) -> Any:
 def _top_k(x: Any, *, k: int, axis: int, largest: bool) -> Any:
     """`torch.topk` picks any of equal elements; its stable sort, used where there are some, picks the first."""
     ordered = torch.sort(x, dim=axis, descending=largest, stable=True).values
-    tied = bool((ordered.diff(dim=axis) == 0.0).any())
+    count = x.shape[axis] - 1
+    tied = bool((ordered.narrow(axis, 1, count) == ordered.narrow(axis, 0, count)).any())  # infinities too
     return ordered.narrow(axis, 0, k) if tied else torch.topk(x, k, axis, largest).values
 
 
