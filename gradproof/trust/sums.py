@@ -23,7 +23,8 @@ from gradproof.reference import PRECISE, NumpyReference
 from gradproof.verdict.agreement import judge
 from gradproof.verdict.equations import Equations
 
-DIGITS = 200
+DIGITS = 460
+"""Enough for what the shortest step changes in the smallest number of float64, beside a number near 1."""
 STEP = mp.mpf(10) ** -60
 NETWORKS = 24
 """Networks of one node that each layer is tried on."""
