@@ -119,7 +119,11 @@ def _group_norm(x: Any, weight: Any = None, bias: Any = None, *, groups: int, ep
 
 
 def _instance_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:
-    return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+    """Its backward pass reads the memory of its cotangent in a row, whatever the strides; it is put in a row before."""
+    out = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+    if out.requires_grad:
+        out.register_hook(torch.Tensor.contiguous)
+    return out
 
 
 def _weight_norm(x: Any, direction: Any, magnitude: Any, bias: Any = None) -> Any:
