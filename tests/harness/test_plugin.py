@@ -43,6 +43,11 @@ class Mine(NumpyReference):
         return super().forward(network, values, dtype)
 
 
+class Lacking(NumpyReference):
+    def supports(self, layer, options, dtype, shapes):
+        return "not written yet"
+
+
 class Broken(NumpyReference):
     name = "broken"
 
@@ -258,6 +263,24 @@ def test_distributed(project: Path) -> None:
             rf"{name} float64: \d+ networks?, 10 gradients compared, worst agreement \d+\.\d noise units",
             summary_line(done.stdout, name),
         )
+
+
+def test_nothing_compared_is_no_agreement(project: Path) -> None:
+    done = conformance(
+        project, "--gradproof-adapter", "my_adapter.py:Lacking", "--gradproof-networks", "3", "-k", RANDOM
+    )
+    assert done.returncode == 1
+    assert re.search(r"NothingComparedError: .*: 3 networks not run, for it lacks one of their layers: ", done.stdout)
+    assert "not written yet" in done.stdout
+
+
+def test_what_an_adapter_cannot_run_is_skipped_with_the_reason(project: Path) -> None:
+    target = ("--gradproof-adapter", "my_adapter.py:Lacking", "--gradproof-dtype", "float64")
+    done = conformance(project, *target, "-k", "worked_example or architecture", "-rs")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ skipped", done.stdout)
+    assert " passed" not in done.stdout
+    assert "linear: not written yet" in done.stdout
 
 
 # Frameworks that are not there.
