@@ -56,12 +56,12 @@ def check(
 ) -> Report:
     """Examine every adapter on randomly drawn networks.
 
-    seed: what everything random hangs on; a random one where None. layers: draw only networks with one of
-    these. architectures: in place of drawn networks take these in turn, with drawn numbers. isolation: run adapters
-    that are given by name in processes of their own. memory: the GiB that each of these may take, half of the machine's
-    where None. failures: where specs of disagreeing networks are written, None to write none. stop_at_first: end with
-    the first network that disagrees. strict: let an honest algorithm that loses digits count as a disagreement.
-    arithmetic: the coarsest class of arithmetic that is none. progress: called after every network.
+    seed: what everything random hangs on; a random one where None. layers: draw only networks with one of these, and
+    answer for these alone. architectures: in place of drawn networks take these in turn, with drawn numbers. isolation:
+    run adapters that are given by name in processes of their own. memory: the GiB that each of these may take, half of
+    the machine's where None. failures: where specs of disagreeing networks are written, None to write none.
+    stop_at_first: end with the first network that disagrees. strict: let an honest algorithm that loses digits count as
+    a disagreement. arithmetic: the coarsest class of arithmetic that is none. progress: called after every network.
     looking: told the adapter, dtype and layer that is then run on more numbers, to tell a factor from chance.
 
     Raises UsageError for an unknown dtype, layer or architecture, AdapterError for an adapter that cannot be used.
@@ -159,7 +159,8 @@ class Run:
     def prepare(self, layers: Collection[str] = ()) -> None:
         """Make the adapters ready to be examined.
 
-        layers: those whose known divergences must still show, as their layers come to be probed; all where none.
+        layers: those that are asked for, whose errors count and whose known divergences must still show; all where
+        none.
         """
         self._answered_for = frozenset(layers or LAYERS)
         for dtype in self.report.dtypes:
@@ -255,7 +256,8 @@ class Run:
     def _record_bias(self, adapter: str, dtype: str, bias: Bias) -> None:
         spec = self._save(bias.case, f"{adapter}-{dtype}-{bias.layer}-bias-{self.report.seed}")
         self.report.biased.append(Biased(adapter, dtype, bias, spec))
-        self.report.disagreements.append(
+        found = self.report.disagreements if self._asked_for([bias.layer]) else self.report.beside
+        found.append(
             Disagreement(
                 adapter=adapter,
                 dtype=dtype,
@@ -289,13 +291,22 @@ class Run:
             self.report.known += disagreements(examination, None)
             return
         layers = "-".join(dict.fromkeys(culprit.node.layer.name for culprit in examination.culprits)) or "composition"
-        number = len(self.report.examinations) + 1
+        number = len(self.report.examinations) + len({each.spec for each in self.report.beside}) + 1
         name = f"{examination.adapter}-{examination.case.dtype}-{layers}-{self.report.seed}-{number}"
         spec = self._save(examination.case, name)
         found = list(zip(wrong_rows(examination), disagreements(examination, spec), strict=True))
         self.report.known += [each for row, each in found if row.divergence]
-        self.report.disagreements += [each for row, each in found if not row.divergence]
-        self.report.examinations.append((examination, spec))
+        wrong = [each for row, each in found if not row.divergence]
+        if self._asked_for(culprit.node.layer.name for culprit in examination.culprits):
+            self.report.disagreements += wrong
+            self.report.examinations.append((examination, spec))
+        else:
+            self.report.beside += wrong
+
+    def _asked_for(self, culprits: Iterable[str]) -> bool:
+        """Whether one of the layers was asked for; what is no layer's fault is everybody's."""
+        guilty = set(culprits)
+        return not guilty or bool(guilty & self._answered_for)
 
     def _save(self, case: Case, name: str) -> str | None:
         if self._failures is None:

@@ -112,6 +112,7 @@ class Report:
     networks: drawn, each examined with every adapter in every dtype.
     conventions: adapter -> dtype -> layer -> kink -> weight of the right-hand derivative.
     arithmetic: adapter -> dtype -> layer -> class of its arithmetic, of the layers that are not of the finest.
+    beside: disagreements of layers that were not asked for, where some were; they leave the verdict alone.
     biased: factors that only many networks show. examinations: those that disagreed and are not known, for the
     per-layer diff. interrupted: ended by Ctrl-C.
     """
@@ -126,6 +127,7 @@ class Report:
     conventions: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
     arithmetic: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     disagreements: list[Disagreement] = field(default_factory=list)
+    beside: list[Disagreement] = field(default_factory=list)
     known: list[Disagreement] = field(default_factory=list)
     stale: list[Stale] = field(default_factory=list)
     biased: list[Biased] = field(default_factory=list)
@@ -185,6 +187,7 @@ class Report:
                     for (adapter, dtype), tally in self.tallies.items()
                     for (layer, algorithm), tensors in sorted(tally.accuracy.items())
                 ],
+                "beside": [vars(each) for each in self.beside],
                 "interrupted": self.interrupted,
             }
         )

@@ -257,6 +257,7 @@ def warnings(report: Report) -> list[str]:
             f"{each.adapter} {each.dtype}: the known divergence of {entry.layer} ({entry.reason}) no longer shows at "
             f"{dict(entry.witness)}: remove its entry"
         )
+    lines += _beside(report)
     for (adapter, dtype), tally in report.tallies.items():
         if tally.unverifiable_share > TOO_LITTLE:
             share = f"{tally.unverifiable_share:.0%} of the elements overflow {dtype}"
@@ -298,6 +299,16 @@ def _classes(report: Report) -> list[str]:
         for dtype, classes in dtypes.items()
         for name, meaning in ROUNDS.items()
         if (layers := [layer for layer, each in classes.items() if each == name])
+    ]
+
+
+def _beside(report: Report) -> list[str]:
+    """A line per layer that is wrong and was not asked for, with a spec that shows it."""
+    guilty = [each for each in report.beside if each.culprit]
+    specs = {(each.adapter, each.dtype, each.layer): each.spec for each in reversed(guilty)}
+    return [
+        f"{adapter} {dtype}: {layer} is wrong too, which was not asked for" + (f": {spec}" if spec else "")
+        for (adapter, dtype, layer), spec in sorted(specs.items(), key=str)
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gradproof.reference import LAYERS
@@ -155,3 +157,24 @@ def test_conventions_table() -> None:
         "mae    at_target  ?              ?              1",
         "relu   at_zero    0              0.5            ?",
     ]
+
+
+# What was not asked for.
+
+
+@pytest.mark.parametrize(("asked", "agrees"), [(["multiply"], True), (["relu"], False), ([], False)])
+def test_what_other_layers_than_those_asked_for_do_wrong_is_told_apart(
+    asked: list[str], agrees: bool, tmp_path: Path
+) -> None:
+    run = Run({"reference": fault("relu_derivative_left_out")}, ["float64"], failures=tmp_path)
+    run.prepare(asked)
+    run.examine_case(gated())
+    report = run.report
+    assert report.agrees is agrees
+    beside, counted = (report.beside, report.disagreements) if agrees else (report.disagreements, report.beside)
+    assert {each.layer for each in beside if each.culprit} == {"relu"}
+    assert counted == []
+    told = [line for line in warnings(report) if "not asked for" in line]
+    specs = [str(path) for path in tmp_path.iterdir()]
+    assert told == ([f"reference float64: relu is wrong too, which was not asked for: {specs[0]}"] if agrees else [])
+    assert len(report.to_json()["beside"]) == len(report.beside)
