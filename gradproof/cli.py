@@ -214,7 +214,12 @@ def _add_check(commands: Any) -> None:
         "--seed", metavar="S", type=_seed, help="everything random hangs on it (default: a new one, printed)"
     )
     parser.add_argument("--dtype", metavar="D", action="append", help=DTYPE_HELP)
-    parser.add_argument("--layer", metavar="L", action="append", help="only networks with this layer; repeatable")
+    parser.add_argument(
+        "--layer",
+        metavar="L",
+        action="append",
+        help="only networks with this layer, and a verdict on it alone; repeatable",
+    )
     parser.add_argument(
         "--architecture",
         metavar="NAME",
