@@ -150,19 +150,20 @@ class Run:
         self._timeout = timeout
         self._failures = failures
         self._subjects: dict[str, list[Subject]] = {}
-        self._answered_for = frozenset(LAYERS)
+        self._answered_for = self._must_show = frozenset(LAYERS)
         self._evidence: dict[tuple[str, str], Evidence] = {}
         versions = {adapter.name: adapter.version() for adapter in self._adapters}
         requests = {adapter.name: request for request, adapter in adapters.items()}
         self.report = Report(seed, tuple(dtypes), versions, requests)
 
-    def prepare(self, layers: Collection[str] = ()) -> None:
+    def prepare(self, layers: Collection[str] = (), divergences: bool = True) -> None:
         """Make the adapters ready to be examined.
 
         layers: those that are asked for, whose errors count and whose known divergences must still show; all where
-        none.
+        none. divergences: whether it is looked at that they do.
         """
         self._answered_for = frozenset(layers or LAYERS)
+        self._must_show = self._answered_for if divergences else frozenset()
         for dtype in self.report.dtypes:
             self._subjects[dtype] = []
             for adapter in self._adapters:
@@ -190,7 +191,7 @@ class Run:
         found = probe_kinks(subject, dtype, new)
         for examination in found:
             self.record(examination)
-        stale = stale_divergences(subject, dtype, new & self._answered_for)
+        stale = stale_divergences(subject, dtype, new & self._must_show)
         self.report.stale += [Stale(subject.adapter.name, dtype, each) for each in stale]
         return found
 

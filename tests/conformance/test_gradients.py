@@ -54,7 +54,7 @@ def skip_what_was_not_run(run: Run) -> None:
 
 
 def test_every_gradient_agrees(gradproof_run: Run, gradproof_networks: int, gradproof_layers: tuple[str, ...]) -> None:
-    gradproof_run.prepare()
+    gradproof_run.prepare(divergences=False)
 
     @settings(
         backend=BACKEND,
@@ -73,7 +73,7 @@ def test_every_gradient_agrees(gradproof_run: Run, gradproof_networks: int, grad
 
 
 def test_the_derivative_at_every_kink_is_a_valid_one(gradproof_run: Run) -> None:
-    gradproof_run.prepare()
+    gradproof_run.prepare(divergences=False)
     require_agreement(gradproof_run, gradproof_run.probe())
 
 
@@ -86,14 +86,14 @@ def test_every_known_divergence_still_shows(gradproof_run: Run) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_worked_example_agrees(gradproof_run: Run, target: Target, name: str) -> None:
     case = EXAMPLES[name].case(target.dtype)
-    gradproof_run.prepare()
+    gradproof_run.prepare(divergences=False)
     require_agreement(gradproof_run, gradproof_run.examine_case(case))
     skip_what_was_not_run(gradproof_run)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture_agrees(gradproof_run: Run, name: str) -> None:
-    gradproof_run.prepare()
+    gradproof_run.prepare(divergences=False)
     for drawn in drawn_architectures([name], count=1, seed=1):
         require_agreement(gradproof_run, gradproof_run.examine(drawn))
     skip_what_was_not_run(gradproof_run)
