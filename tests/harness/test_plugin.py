@@ -297,9 +297,9 @@ def without_frameworks(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_missing_framework_skips(project: Path, without_frameworks: str) -> None:
     for name in ("torch", "jax"):
         done = conformance(project, "-k", f"{KINKS} and {name}", "-v", "-rs", path=without_frameworks)
-        reason = f"adapter '{name}' needs {name}, which is not installed: pip install 'gradproof[{name}]'"
+        reason = rf"adapter '{name}' needs \w+, which is not installed: pip install 'gradproof\[{name}\]'"
         assert f"{KINKS}[{name}-float64] SKIPPED" in done.stdout
-        assert reason in done.stdout
+        assert re.search(reason, done.stdout)
     done = conformance(project, "-k", KINKS, "-v", "-rs", path=without_frameworks)
     assert done.returncode == 0, done.stdout
     assert f"{KINKS}[reference-float64] PASSED" in done.stdout
