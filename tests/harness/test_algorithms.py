@@ -19,11 +19,11 @@ from gradproof.model.tensors import gradient_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.reference.algorithms import ALGORITHMS, FOLDED, IN_ORDER, VARIANCE, Algorithm, algorithms_of
 from gradproof.reference.other_layers import by_folding
-from gradproof.subject.registry import load_adapter
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject, disagrees
 from gradproof.verdict.kinks import one_node
+from helpers.frameworks import load
 
 Array = np.ndarray[Any, Any]
 PAIRS = [(layer, algorithm) for layer, algorithms in ALGORITHMS.items() for algorithm in algorithms]
@@ -329,7 +329,7 @@ def test_what_frameworks_leave_where_terms_cancel_is_no_disagreement(
 ) -> None:
     case = one_node(LAYERS[layer], options, numbers, dtype)
     for framework in frameworks:
-        found = examine(Subject(load_adapter(framework), {}), case)
+        found = examine(Subject(load(framework), {}), case)
         assert found.agrees
         assert all(layer == own and name in told for own, told in found.accuracy)
 

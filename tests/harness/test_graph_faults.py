@@ -14,13 +14,13 @@ from gradproof.model.network import Input, Network, Node
 from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS, NumpyReference
 from gradproof.show.report import headline
-from gradproof.subject.registry import load_adapter
 from gradproof.trust.faults import FAULTS
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
 from gradproof.verdict.rows import rows
 from gradproof.verdict.running import SECOND_PASS
+from helpers.frameworks import load
 
 Array = np.ndarray[Any, Any]
 
@@ -208,7 +208,7 @@ def test_a_cotangent_that_is_overwritten_on_the_way_is_told() -> None:
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_a_second_backward_pass_of_a_framework_agrees(framework: str, dtype: str) -> None:
     pytest.importorskip(framework, reason=f"needs pip install 'gradproof[{framework}]'")
-    assert examined(load_adapter(framework), dtype=dtype).agrees
+    assert examined(load(framework), dtype=dtype).agrees
 
 
 def test_a_tape_of_torch_that_is_not_retained_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,4 +217,4 @@ def test_a_tape_of_torch_that_is_not_retained_agrees(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         torch.autograd, "grad", lambda *each, **options: grad(*each, **options | {"retain_graph": False})
     )
-    assert examined(load_adapter("torch")).agrees
+    assert examined(load("torch")).agrees
