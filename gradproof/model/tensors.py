@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Role(StrEnum):
@@ -32,6 +33,12 @@ def value_of(name: str) -> Tensor:
 
 def gradient_of(name: str) -> Tensor:
     return Tensor(Role.GRADIENT, name)
+
+
+def tensors(outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[Tensor, Any]:
+    """Values and gradients under one roof. An adapter's names need not be strings."""
+    values = {value_of(str(name)): array for name, array in outputs.items()}
+    return values | {gradient_of(str(name)): array for name, array in gradients.items()}
 
 
 class Wrong(StrEnum):

@@ -23,7 +23,7 @@ from numpy.random.mtrand import get_bit_generator
 
 from gradproof.model.adapter import Adapter, Forward
 from gradproof.model.network import Network
-from gradproof.model.tensors import Role, Tensor, Wrong, gradient_of, value_of
+from gradproof.model.tensors import Role, Tensor, Wrong, tensors, value_of
 
 SHOWN = 40
 """How many characters of a state's value are shown."""
@@ -138,9 +138,8 @@ class _GivenOut:
 
     def __init__(self, run: WatchedInProcess, outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> None:
         self._run, self._network = weakref.ref(run), run.network
-        found = {value_of(str(name)): array for name, array in outputs.items()}
-        found |= {gradient_of(str(name)): array for name, array in gradients.items()}
-        self._arrays = {key: array for key, array in found.items() if isinstance(array, np.ndarray)}
+        found = tensors(outputs, gradients).items()
+        self._arrays = {key: array for key, array in found if isinstance(array, np.ndarray)}
         self._bytes = {key: array.tobytes() for key, array in self._arrays.items()}
 
     def changed(self, run: WatchedInProcess) -> Iterator[Remark]:

@@ -13,7 +13,7 @@ from gradproof.model.case import Case, jittered, redrawn
 from gradproof.model.network import Node
 from gradproof.model.tensors import Tensor
 from gradproof.reference.algorithms import ALGORITHMS, Algorithm, algorithms_of
-from gradproof.verdict.agreement import SUFFICIENT, judge, signed_roundings
+from gradproof.verdict.agreement import SUFFICIENT, TensorCheck, judge, signed_roundings
 from gradproof.verdict.equations import ARITHMETICS, EVERY, INSIDE, Arithmetic, Equations, Statement, usable
 
 FEWEST_PROBES, MOST_PROBES = 8, 32
@@ -129,6 +129,15 @@ def _key(node: Node, dtype: str) -> tuple[Any, ...]:
     return node.layer.name, node.options, dtype
 
 
+def _verifies_some(check: TensorCheck, finest: TensorCheck) -> bool:
+    """Whether a check says of one element at least that it is right, of those that are wrong by the finest class.
+
+    What is beyond the range of a coarser one is no evidence for it: nothing can be said of it there.
+    """
+    wrong = 0 if finest.evidence is None else int(finest.evidence.wrong.sum())
+    return wrong == 0 or check.unverifiable - finest.unverifiable < wrong
+
+
 def _inside(node: Node) -> Arithmetic:
     return INSIDE
 
@@ -176,13 +185,16 @@ class Evidence:
         And the algorithm by which it agrees there, where it does not by the textbook's in any class; and whether
         something can be said of all its elements then.
         """
+        finest: TensorCheck | None = None
         for algorithm in (None, *ALGORITHMS.get(self._node.layer.name, ())):
             algorithms = {self._node.name: algorithm} if algorithm else {}
             for each in ARITHMETICS.values():
                 if FINER[each.name] >= FINER[self.needed.name]:
                     classes = self._arithmetics(statement, each)
                     check = judge(statement, got, dtype, classes, algorithms, HOPELESS, forgiving=True)
-                    if not check.kind and (check.bound or check.noise_units <= SUFFICIENT):
+                    finest = finest or check
+                    agrees = not check.kind and (check.bound or check.noise_units <= SUFFICIENT)
+                    if agrees and _verifies_some(check, finest):
                         return each, algorithms, not check.unverifiable
         return self.needed, {}, True
 

@@ -7,14 +7,13 @@ could (Monte Carlo arithmetic, Parker 1997; random rounding, Vignes 1993). The s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 
 from gradproof.model.dtypes import is_floating, limits
-from gradproof.model.tensors import Tensor, gradient_of, value_of
 
 FLOAT64 = np.dtype("float64")
 
@@ -245,9 +244,3 @@ def rounded_inside(cache: Any, rounding: Rounding) -> Any:
     held = array.astype(rounding.dtype).astype(FLOAT64) == array
     rounded = np.where(held, array, rounding(array))
     return observe(rounded, cache.rounding) if isinstance(cache, Noisy) else rounded
-
-
-def tensors(outputs: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[Tensor, Any]:
-    """Values and gradients under one roof."""
-    values = {value_of(str(name)): array for name, array in outputs.items()}
-    return values | {gradient_of(str(name)): array for name, array in gradients.items()}

@@ -15,10 +15,9 @@ import numpy as np
 from gradproof.model.adapter import Adapter, EndedError, Forward, message_of, message_with_place
 from gradproof.model.case import Case
 from gradproof.model.options import Shape
-from gradproof.model.tensors import Role, Tensor, Wrong, value_of
+from gradproof.model.tensors import Role, Tensor, Wrong, tensors, value_of
 from gradproof.subject.watch import Remark, Watched, watch
 from gradproof.verdict.agreement import TensorCheck
-from gradproof.verdict.noise import tensors
 
 SECOND_PASS = "a second backward pass on the same tape"
 

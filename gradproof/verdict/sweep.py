@@ -14,12 +14,12 @@ import numpy as np
 from gradproof.model.case import Case
 from gradproof.model.dtypes import is_floating, limits
 from gradproof.model.network import Node
-from gradproof.model.tensors import Tensor
+from gradproof.model.tensors import Tensor, tensors
 from gradproof.reference import PRECISE, NumpyReference
 from gradproof.reference.walk import Conventions
 from gradproof.verdict.agreement import TensorCheck
 from gradproof.verdict.equations import Floor
-from gradproof.verdict.noise import Rounding, observe, tensors
+from gradproof.verdict.noise import Rounding, observe
 
 RUNS = 16
 """Perturbed sweeps from which the floor is taken."""

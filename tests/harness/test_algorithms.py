@@ -143,6 +143,11 @@ LARGE = 1e14 * np.array([[[1.0, -2.0, 0.5], [3.0, 1.5, -1.0]], [[2.0, 1.0, -0.5]
             *("local_response_norm", "g x d^(-beta - 1)", {"size": 2}),
             *({"x": (3e13 * np.array([[[1.0, -2.0], [0.5, 3.0]]])).tolist()}, "float32"),
         ),
+        (
+            *("triplet_margin", "(sum |x|^p)^(1/p)", {"p": 3.0, "reduction": "none"}),
+            {"anchor": [[1e90, 2e90]], "positive": [[-3e90, 1e90]], "negative": [[2e90, 1.5e90]]},
+            "float64",
+        ),
         *(
             (layer, VARIANCE, {"groups": 1} if layer == "group_norm" else {}, {"x": LARGE.tolist()}, "float32")
             for layer in ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm")

@@ -12,8 +12,10 @@ from gradproof.model.case import Case
 from gradproof.model.options import Options
 from gradproof.model.tensors import gradient_of, value_of
 from gradproof.reference import LAYERS
+from gradproof.verdict.equations import EVERY
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
+from gradproof.verdict.kinks import one_node
 from gradproof.verdict.noise import observe, rounded_inside
 from gradproof.verdict.running import run
 from helpers.examining import EACH_HALF, examined, wrong
@@ -101,6 +103,39 @@ def test_a_sum_that_stands_still_is_wrong_in_every_class() -> None:
     assert float(total) == 256.0
     assert wrong(examined(summing_in("bfloat16"), ones)) == {value_of("out"): "value"}
     assert examined(summing_in("float32"), ones, demanded="inside").agrees
+
+
+BEYOND = [[40_000.0, 40_000.0, -40_000.0]]
+"""Their sum is in the range of float16, that of the first two is not."""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "spoilt", "every", "agrees"),
+    [
+        (BEYOND, np.inf, True, True),
+        (BEYOND, np.inf, False, False),
+        (BEYOND, 1.25, False, False),
+        ([[10_000.0, 10_000.0, -5_000.0]], np.inf, True, False),
+        ([[10_000.0, 10_000.0, -5_000.0]], 1.25, True, False),
+    ],
+)
+def test_a_sum_that_leaves_the_range_on_the_way_excuses_nothing_where_it_need_not(
+    numbers: list[list[float]], spoilt: float, every: bool, agrees: bool
+) -> None:
+    row = LAYERS["reduce_sum"]
+
+    def forward(x: Array, **options: Any) -> tuple[Array, Any]:
+        out, cache = row.forward(np.asarray(x), **options)
+        return out * spoilt, cache
+
+    case = one_node(row, {"axes": (1,), "keepdims": False}, {"x": numbers}, "float16")
+    subject = Subject(Half("inside", {"reduce_sum": (forward, row.backward)}), {})
+    (node,) = case.network.nodes
+    if every:
+        subject.classes.known[node.layer.name, node.options, case.dtype] = EVERY
+    found = examine(subject, case)
+    assert found.agrees is agrees
+    assert [culprit.node for culprit in found.culprits] == ([] if agrees else [node])
 
 
 # Faults are no arithmetic.

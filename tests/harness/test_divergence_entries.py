@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from gradproof.model.dtypes import VALID_DTYPES
-from gradproof.model.tensors import gradient_of, value_of
+from gradproof.model.tensors import gradient_of, tensors, value_of
 from gradproof.reference import NumpyReference
 from gradproof.verdict.agreement import Evidence, TensorCheck
 from gradproof.verdict.divergence import COTANGENT, OUTPUT, Divergence, divergences_of
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import stale_divergences, witness_case
-from gradproof.verdict.noise import tensors
 from helpers.divergences import built_in
 from helpers.frameworks import load
 

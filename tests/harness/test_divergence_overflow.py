@@ -102,6 +102,17 @@ OVERFLOWING = [
         )
         for p in (2, 3)
     ),
+    *((name, "square", {}, "x", {"x": [40000.0]}, {"x": [30000.0]}, 0.001, 0.001) for name in ("torch", "jax")),
+    (
+        *("jax", "dice", {"squared": True, "smooth": 1e-5, "reduction": "none"}, "x"),
+        *({"x": [[0.02, 0.03]], "target": [[0.01, 0.02]]}, {"x": [[0.2, 0.3]], "target": [[0.1, 0.2]]}, 1.0, 1.0),
+    ),
+    (
+        *("torch", "triplet_margin", {"p": 3.0, **NONE}, "anchor"),
+        {"anchor": [[0.004, 0.001]], "positive": [[0.0, 0.0]], "negative": [[0.5, 0.25]]},
+        {"anchor": [[0.5, 0.25]], "positive": [[3.0, 1.0]], "negative": [[0.0, 0.0]]},
+        *(1.0, 1.0),
+    ),
 ]
 """Framework, layer, options, argument, numbers at which its float16 gradient may overflow, numbers at which it may not,
 and what the cotangent is multiplied by in either case."""
@@ -130,6 +141,53 @@ def test_an_overflow_on_the_way_excuses_what_is_not_finite_where_it_can_occur(
         (nothing_but_nan, elsewhere, other),
         (lambda gradient: 1.25 * gradient, there, scale),
         (lambda gradient: gradient + np.abs(gradient).max(), there, scale),
+    ):
+        examination = found(spoil, numbers, factor)
+        assert not examination.agrees
+        assert not examination.known
+
+
+FAR: list[tuple[str, str, Options, str, str, Mapping[str, Any], Mapping[str, Any], float]] = [
+    *(
+        (name, "square", {}, dtype, "x", {"x": [0.6 * peak]}, {"x": [0.4 * peak]}, 1e-3)
+        for name in ("torch", "jax")
+        for dtype, peak in (("float64", 1.79e308), ("float32", 3.4e38), ("bfloat16", 3.38e38))
+    ),
+    *(
+        ("torch", "bilinear", {"features": 2}, dtype, "x1", {"x1": [0.01, 0.02], "x2": [0.01, -0.02]}, {}, scale)
+        for dtype, scale in (("float64", 1e302), ("float32", 1e32), ("bfloat16", 1e32))
+    ),
+    *(
+        ("jax", "gelu_tanh", {}, dtype, "x", {"x": [0.75, -0.5]}, {}, scale)
+        for dtype, scale in (("float64", 1e302), ("float32", 1e32))
+    ),
+]
+"""Framework, layer, options, dtype, argument, numbers at which its gradient may overflow near the end of the range,
+others at which it may not (none where that hangs on the incoming gradient), and what the cotangent is multiplied by."""
+
+
+@pytest.mark.parametrize(("name", "layer", "options", "dtype", "argument", "there", "elsewhere", "scale"), FAR)
+def test_near_the_end_of_the_range_nothing_is_excused_but_what_is_not_finite(
+    name: str,
+    layer: str,
+    options: Options,
+    dtype: str,
+    argument: str,
+    there: Mapping[str, Any],
+    elsewhere: Mapping[str, Any],
+    scale: float,
+) -> None:
+    entries = tuple(e for e in built_in(name) if e.layer == layer and e.applies(VERSIONS[name], dtype))
+
+    def found(spoil: Callable[[Array], Array], numbers: Mapping[str, Any], factor: float) -> Examination:
+        case = one_node(LAYERS[layer], options, numbers, dtype)
+        case = replace(case, cotangent=(case.cotangent.astype(float) * factor).astype(dtype))
+        return examine(Subject(Spoiling(layer, argument, spoil), {}, entries), case)
+
+    assert found(nothing_but_nan, there, scale).known
+    for spoil, numbers, factor in (
+        (nothing_but_nan, elsewhere or there, scale if elsewhere else 1.0),
+        *((partial(np.multiply, f), there, scale) for f in (0.0, -1.0, 1.25)),
     ):
         examination = found(spoil, numbers, factor)
         assert not examination.agrees

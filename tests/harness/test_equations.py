@@ -13,13 +13,12 @@ from gradproof.model.dtypes import HALF
 from gradproof.model.layer import index_domain
 from gradproof.model.network import Input, Network, Node
 from gradproof.model.options import OptionValue
-from gradproof.model.tensors import Role, Tensor, gradient_of, value_of
+from gradproof.model.tensors import Role, Tensor, gradient_of, tensors, value_of
 from gradproof.reference import LAYERS, PRECISE, NumpyReference
 from gradproof.reference.algorithms import Algorithm
 from gradproof.verdict.agreement import TensorCheck, judge
 from gradproof.verdict.equations import ARITHMETICS, EVERY, INSIDE, STORED, Equations, usable
 from gradproof.verdict.judging import Subject
-from gradproof.verdict.noise import tensors
 
 Array = np.ndarray[Any, Any]
 Got = dict[str, Any]

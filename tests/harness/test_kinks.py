@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gradproof.model.adapter import Adapter, Forward
+from gradproof.model.adapter import Forward
 from gradproof.model.case import Case
 from gradproof.model.dtypes import DTYPES
 from gradproof.model.layer import Kink, Layer
@@ -26,19 +24,11 @@ from gradproof.verdict.divergence import Divergence
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
 from gradproof.verdict.kinks import one_node, probe, probed_subject
+from helpers.frameworks import load
 
 Array = np.ndarray[Any, Any]
 
-FRAMEWORKS = {"reference": (), "torch": ("torch",), "jax": ("jax", "optax", "platformdirs")}
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
-
-
-def load(name: str) -> Adapter:
-    if not all(map(find_spec, FRAMEWORKS[name])):
-        pytest.skip(f"{name} is not installed: pip install 'gradproof[{name}]'")
-    (entry,) = entry_points(group="gradproof.adapters", name=name)
-    adapter: Adapter = entry.load()()
-    return adapter
 
 
 KINKS = [(layer, kink) for layer in LAYERS.values() for kink in layer.kinks]

@@ -173,6 +173,14 @@ def test_what_is_kept_is_rounded_in_place() -> None:
     np.testing.assert_array_equal(noisy, np.asarray(noisy).astype("bfloat16").astype(float))
 
 
+@pytest.mark.parametrize("to_grid", [SHIFT, GRID])
+def test_what_is_kept_is_not_rounded_again_where_the_dtype_holds_it(to_grid: bool) -> None:
+    """An input among it, which nobody rounds: else it would excuse an error in what is computed from it."""
+    held = normal(100).astype("bfloat16").astype(float)
+    np.testing.assert_array_equal(rounded_inside(held, rounding("bfloat16", to_grid)), held)
+    assert (rounded_inside(held * (1.0 + 2.0**-12), rounding("bfloat16", to_grid)) != held * (1.0 + 2.0**-12)).any()
+
+
 class Kept(NamedTuple):
     x: Array
     axis: int

@@ -137,11 +137,11 @@ def test_ids_header_and_summary(project: Path) -> None:
 
 def test_options_narrow_the_run(project: Path) -> None:
     target = ("--gradproof-adapter", "my_adapter.py:Mine", "--gradproof-dtype", "float32")
-    options = ("--gradproof-layer", "gelu", "--gradproof-layer", "mse", "--gradproof-networks", "4", "-k", RANDOM, "-v")
+    options = ("--gradproof-layer", "gelu", "--gradproof-layer", "mse", "--gradproof-networks", "8", "-k", RANDOM, "-v")
     done = conformance(project, *target, *target, *options)
     assert done.returncode == 0, done.stdout
     assert re.findall(r"\[(\S+)\] PASSED", done.stdout) == ["my_adapter.py:Mine-float32"]
-    assert summary_line(done.stdout, "mine").startswith("mine 1.0 float32: 4 networks, ")
+    assert summary_line(done.stdout, "mine").startswith("mine 1.0 float32: 8 networks, ")
     seen = [line.split() for line in (project / "seen.txt").read_text().splitlines()]
     assert {dtype for dtype, *_ in seen} == {"float32"}
     drawn = [set(layers) for _, *layers in seen if len(layers) > 1]  # the others may be probes of kinks

@@ -157,11 +157,6 @@ class Suspect:
         """The guess that every gradient, taken by itself, is transformed."""
         return self.changed(lambda g, dout, cache: {name: transform(each) for name, each in g.items()}, detail)
 
-    def cached(self, change: Callable[[Any], Any], detail: str = "") -> Guess:
-        """The guess that the backward pass works on another cache."""
-        backward = self.node.layer.backward
-        return Guess(lambda dout, cache: backward(dout, change(cache)), detail=detail)
-
     def _named(self, in_order: Iterable[Array], by_name: Mapping[str, Any]) -> dict[str, Array]:
         """Argument -> array, of what a forward function is called with."""
         names, _ = self.node.bind({source: argument for argument, source in self.node.sources})

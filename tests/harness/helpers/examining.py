@@ -11,10 +11,10 @@ from gradproof.model.adapter import Adapter
 from gradproof.model.case import Case
 from gradproof.model.dtypes import DTYPES, HALF
 from gradproof.model.network import Network
+from gradproof.model.tensors import tensors
 from gradproof.verdict.examination import Examination
 from gradproof.verdict.examine import examine
 from gradproof.verdict.judging import Subject
-from gradproof.verdict.noise import tensors
 from gradproof.verdict.rows import rows
 from helpers.networks import SIX, ordinary
 
